@@ -65,10 +65,10 @@ class RunningTasks:
         """
         import ray
 
-        pending = list(futures)
+        pending, results = list(futures), dict[ray.ObjectRef, Any]()
         with show_activity(lambda: f"{activity}: {self._num_done} of {self._num_started} tasks done"):
             while pending:
                 done, pending = ray.wait(pending)
-                ray.get(done)
+                results.update(zip(done, ray.get(done), strict=True))
                 self._num_done += 1
-            return ray.get(list(futures))
+        return [results[future] for future in futures]

@@ -25,11 +25,11 @@ from cluster.worker_errors import traceback_text
 from jobs.commands.show import describe_artifact, list_artifacts
 from jobs.commands.submitted_run import private_working_directory, reporting_run_status
 from jobs.frame.artifact import RECORD, Artifact, open_artifact
-from jobs.frame.config_loader import parse_override
 from jobs.frame.forecast import forecast_jobs
 from jobs.frame.forecast_table import forecast_table
 from jobs.frame.kinds import HUGGING_FACE_KINDS
 from jobs.frame.pipeline import Pipeline, find_errors, load
+from jobs.frame.pipeline_config import find_pipeline_config
 from jobs.frame.pipeline_run import run_pipeline
 from jobs.frame.plan import plan, plan_table
 from jobs.frame.same_code import require_same_code
@@ -288,8 +288,8 @@ def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: S
     if options.stage == "pipeline":
         from jobs.report.report import REPORT, build_report  # imported here because only a pipeline has a report
 
-        # With other stages than those of the file, the report of all stages is not replaced by one of these alone.
-        is_partial = any(parse_override(override).key == "stages" for override in options.overrides)
+        # If the command left out stages of the file, its report does not replace the report of all stages.
+        is_partial = not set(find_pipeline_config(Path(options.config)).stages) <= set(pipeline.jobs)
         file = f"report-{'-'.join(pipeline.jobs)}.html" if is_partial else REPORT
         with show_activity("drawing the report"):
             build_report(artifacts, pipeline.store, file)

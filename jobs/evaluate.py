@@ -359,7 +359,7 @@ def start_text(
 
     Returns a function that waits for the results.
     """
-    from actors.likelihood import merge_scores, score_text, xz_size  # here for the reason given in jobs/rlhf.py
+    from actors.likelihood import merge_scores, score_text, xz_size  # here, because it imports torch
 
     scorers, split = config.execution.scorers, shards / "validation"
     score = ray_task(score_text, scorers)

@@ -369,6 +369,7 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     # Tokens that the reward model scores. A verifier is assumed to take no time.
     scored_tokens = (rollout_tokens + num_evaluations * num_held_out * length) if "reward" in planned else 0
     model_gib, state_gib = parameters_mib(model_config, 4) / 1024, training_state_mib(model_config) / 1024
+    # The losses of RLHF need the logits of all tokens of a micro-batch, unlike the fused cross entropy.
     activations_gib = activation_gib(model_config, tokens=execution.micro_batch_size * length, length=length)
     learners, critics = execution.learners.workers, execution.critics.workers
     processes = [

@@ -25,6 +25,7 @@ from resiliparse.parse.html import HTMLTree
 from data.cleaning.step import Outcome, check_at_least, is_above
 
 _TAG = re.compile(r"<(?:/?[a-zA-Z]|!--|!doctype)", re.IGNORECASE)
+_QUOTED = re.compile(r"""\"[^\"]*\"|'[^']*'""")
 _TAG_NAME = re.compile(r"/?[a-zA-Z]")
 """What follows a "<" that begins a tag. A comment and a "<" in the text are not tags."""
 _FORMATTING_TAGS = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
@@ -154,8 +155,8 @@ def _reason_not_to_parse(html: str, settings: ExtractHTML) -> str | None:
 def _max_attributes(html: str) -> int:
     """Return the maximum number of attributes of a tag, or 0 if no tag is long enough to have too many.
 
-    Counts what white space separates, or the characters "=" if there are more. Names without a value that only "/"
-    separates are not counted.
+    Counts what white space outside of quotes separates, or the characters "=" there if they are more. Names without a
+    value that only "/" separates are not counted.
     """
     # The page is divided into blocks of half the length of a long tag. A long tag contains no further "<", so it covers
     # at least one complete block without "<".
@@ -163,7 +164,7 @@ def _max_attributes(html: str) -> int:
     if all(html.find("<", start, start + block) >= 0 for start in range(0, len(html) - block + 1, block)):
         return 0
     parts = (part for part in html.split("<")[1:] if len(part) >= _LONG_TAG_CHARACTERS and _TAG_NAME.match(part))
-    heads = [part.partition(">")[0] for part in parts]
+    heads = [_QUOTED.sub('""', part.partition(">")[0]) for part in parts]
     return max((max(len(head.split()) - 1, head.count("=")) for head in heads), default=0)
 
 

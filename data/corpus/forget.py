@@ -10,9 +10,9 @@ The document that a cluster was reduced to is in the corpus, or the mixture drop
 again, because its source file was removed or changed, only the forgotten documents of the cluster are removed. Its
 other documents are neither added nor removed.
 
-A forgotten id is in no file afterwards. If a document stays dropped as a duplicate of a forgotten document, its
-`kept_id` becomes the document that the forgotten one was a duplicate of. So a later call still finds all documents of
-the cluster. If there is no such document, or if it is forgotten too, the `kept_id` becomes None.
+A forgotten id is in no file of the corpus afterwards. If a document stays dropped as a duplicate of a forgotten
+document, its `kept_id` becomes the document that the forgotten one was a duplicate of. So a later call still finds all
+documents of the cluster. If there is no such document, or if it is forgotten too, the `kept_id` becomes None.
 
 The changed tables are first written to a staging folder (`stage_changes`) and then copied over those of the corpus
 (`apply_changes`). If the process is killed, either the corpus is unchanged or the changes are still staged. Copying
@@ -131,7 +131,7 @@ def stage_changes(corpus: Corpus, forgotten: Collection[str]) -> Changes | None:
     documents, unreadable_ids = _reread_documents(corpus, related_rows)
     # The document that a cluster was reduced to stays if it cannot be read again. So its duplicates must stay dropped.
     unreadable_rows = [row for row in related_rows if row.id in unreadable_ids]
-    unchanged_ids = _connected_ids(_ids_not_dropped_as_duplicates(unreadable_rows, duplicates), duplicates)
+    unchanged_ids = _connected_ids(_find_roots(corpus.output, unreadable_rows), duplicates)
     new_rows = _clean_and_deduplicate(
         corpus, [file_document for file_document in documents if file_document.document.id not in unchanged_ids]
     )
@@ -236,15 +236,22 @@ def _connected_ids(ids: Collection[str], duplicates: Sequence[DuplicateRow]) -> 
         connected |= new_ids
 
 
-def _ids_not_dropped_as_duplicates(rows: Sequence[OriginRow], duplicates: Sequence[DuplicateRow]) -> set[str]:
-    """Return the ids of these rows without those whose documents were all dropped as duplicates.
+def _find_roots(output: Storage, rows: Sequence[OriginRow]) -> set[str]:
+    """Return the ids of those of these documents to which a cluster was reduced.
 
-    A cluster was reduced to such a document, which the mixture may have dropped afterwards. Several documents may have
-    the same id, so an id may also be its own `kept_id`.
+    These are the documents that the corpus keeps, and those that the mixture dropped afterwards.
     """
-    num_documents = Counter(row.id for row in rows)
-    num_duplicates = Counter(row.id for row in duplicates)
-    return {document_id for document_id, number in num_documents.items() if number > num_duplicates[document_id]}
+    ids_by_part: dict[int, set[str]] = defaultdict(set)
+    for row in rows:
+        ids_by_part[row.part_number].add(row.id)
+    roots: set[str] = set()
+    for part_number, ids in ids_by_part.items():
+        with output.open(part_file("documents", part_number)) as file:
+            roots |= ids & set(pq.read_table(file, columns=["id"])["id"].to_pylist())
+        with output.open(part_file("drops", part_number)) as file:
+            dropped = pq.read_table(file, columns=["id"], filters=pc.field("reason") == "mixture")
+        roots |= ids & set(dropped["id"].to_pylist())
+    return roots
 
 
 def _kept_ids_of_forgotten(forgotten_ids: Collection[str], duplicates: Sequence[DuplicateRow]) -> dict[str, str | None]:

@@ -1,8 +1,8 @@
-"""An example of an RL algorithm: OPO (arXiv 2505.23585), which is REINFORCE with a length-weighted baseline.
+r"""An example of an RL algorithm: OPO (arXiv 2505.23585), which is REINFORCE with a length-weighted baseline.
 
 It is selected in the config or on the command line:
 
-    raymill run rlhf configs/tiny/rlhf.yaml learning.kl_coefficient=0 \\
+    raymill run rlhf configs/tiny/rlhf.yaml learning.kl_coefficient=0 \
         learning.algorithm=examples/rl_algorithm/opo.py:OPO
 
 An algorithm consists of an advantage estimator and a policy loss. Raymill ships this file to the cluster. The id of the

@@ -20,10 +20,11 @@ from cluster.placement import Placement, TasksExecution
 from cluster.submission import JOB_VARIABLES
 from jobs.commands.shipping import local_program, program_files
 from jobs.frame.config_loader import build, find_execution, load_yaml
+from jobs.frame.job_binder import Binder
 from jobs.frame.pipeline_config import find_pipeline_config, load_configs, read_pipeline_config
 from jobs.frame.references import find_inputs, find_sources, without_function_name
 from jobs.frame.same_code import submission_variables
-from jobs.frame.stages import find_stage
+from jobs.frame.stages import find_stage, stage_name_of
 
 PodGroupName = Literal["data", "train", "rollout"]
 
@@ -122,17 +123,38 @@ def _pod_group(placement: Placement, *, is_engine_group: bool) -> PodGroupName:
 def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list[Path]:
     """Return the paths of the configs, of the `.py` files named in them, and of the modules that these files import.
 
-    A single stage also needs the `pipeline.yaml` of its folder and the configs that it lists, because the inputs of the
-    stage can be the names of these configs, or `previous`.
+    A single stage also needs the configs that make its inputs, directly or indirectly, and the `pipeline.yaml` of its
+    folder, whose list decides what `previous` refers to.
     """
-    pipeline_file = config if stage == "pipeline" else config.parent / "pipeline.yaml"
-    has_pipeline = pipeline_file.is_file()
-    listed = load_configs("pipeline", pipeline_file) if stage != "pipeline" and has_pipeline else configs
-    names = listed if has_pipeline else ()
-    paths = {config, *([pipeline_file] if has_pipeline else ()), *(config.parent / f"{name}.yaml" for name in names)}
-    values = [value for each in (*configs.values(), *listed.values()) for value in find_sources(each)]
+    if stage == "pipeline":
+        pipeline_file, config_by_path = config, {config.parent / f"{name}.yaml": configs[name] for name in configs}
+    else:
+        pipeline_file, config_by_path = config.parent / "pipeline.yaml", {config: configs[stage]}
+        config_by_path |= _configs_of_inputs(stage, config, configs[stage])
+    paths = {*config_by_path, *([pipeline_file] if pipeline_file.is_file() else ())}
+    values = [value for each in config_by_path.values() for value in find_sources(each)]
     files = {file for value in values if (program := local_program(value)) for file in program_files(program)}
     return sorted(paths | files)
+
+
+def _configs_of_inputs(stage: str, path: Path, config: Any) -> dict[Path, Any]:
+    """Return the configs of the folder that make the inputs of a stage, directly or indirectly, by their paths.
+
+    `path` is the path of the stage's config, and `config` its content.
+    """
+    name = path.stem if stage_name_of(path.stem) == stage else stage
+    binder = Binder(path.parent, {}, order=find_pipeline_config(path).stages, files={name: path})
+    found: dict[Path, Any] = {}
+    pending = [(name, config)]
+    while pending:
+        name, config = pending.pop()
+        for config_input in find_inputs(config):
+            other = binder.config_of_input(name, config_input)
+            other_path = path.parent / f"{other}.yaml"
+            if other is not None and other_path not in found and other_path != path:
+                found[other_path] = build(find_stage(other).config, load_yaml(other_path), label=str(other_path))
+                pending.append((other, found[other_path]))
+    return found
 
 
 def _shipped_name(path: Path) -> str:

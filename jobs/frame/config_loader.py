@@ -97,13 +97,27 @@ def _merge(values: Mapping[str, Any], overrides: Sequence[str], label: str) -> d
     """Return `values` with the overrides applied, as plain dictionaries and lists."""
     merged: Any = OmegaConf.create(dict(values))
     for override in overrides:
-        parse_override(override)
+        key = parse_override(override).key
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            change = OmegaConf.from_dotlist([override])
+            if _changes_shape(OmegaConf.select(merged, key), OmegaConf.select(change, key)):
+                OmegaConf.update(merged, key, OmegaConf.select(change, key), merge=False)  # `_check_shape` judges it
+            else:
+                merged = OmegaConf.merge(merged, change)
         except Exception as error:  # yaml and omegaconf raise exceptions without a common base class
             reason = str(error).splitlines()[0]
             raise ValueError(f"{label}: override {override!r} cannot be merged ({reason}); check its value") from error
     return typing.cast(dict[str, Any], OmegaConf.to_container(merged))
+
+
+def _changes_shape(before: Any, after: Any) -> bool:
+    """Return whether two values differ in being a list, a mapping or a single value, so that they cannot be merged.
+
+    Null and a missing value have no shape.
+    """
+    is_list = [OmegaConf.is_list(value) for value in (before, after)]
+    is_mapping = [OmegaConf.is_dict(value) for value in (before, after)]
+    return before is not None and after is not None and (is_list[0] != is_list[1] or is_mapping[0] != is_mapping[1])
 
 
 def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
@@ -135,6 +149,8 @@ def _check_shape(annotation: Any, value: Any, label: str, path: str) -> None:
     required, actual = _shape_of_type(annotation), _shape_of_value(value)
     if actual != required:
         remedy = {"list": "[value]", "mapping": "{name: value}", "single value": "one value without brackets"}[required]
+        if dataclasses.is_dataclass(annotation) and value in [field.name for field in dataclasses.fields(annotation)]:
+            remedy = f"{{{value}: {{}}}}"  # such as a cleaning step without settings
         raise ValueError(f"{label}: {path}: must be a {required}, but is a {actual}; write {remedy}")
     if dataclasses.is_dataclass(annotation):
         _check_fields(typing.cast(type, annotation), value, label, f"{path}." if path else "")
@@ -177,6 +193,8 @@ def _without_null(annotation: Any) -> Any:
 
 def _shape_of_type(annotation: Any) -> str:
     """Return what a value of this type is in YAML: `list`, `mapping` or `single value`."""
+    is_supported = annotation not in (Any, list, dict, tuple, set) and get_origin(annotation) not in (tuple, set)
+    assert is_supported, f"a config field cannot have the type {annotation}; use list[X], dict[str, X] or a dataclass"
     if get_origin(annotation) is list:
         return "list"
     return "mapping" if get_origin(annotation) is dict or dataclasses.is_dataclass(annotation) else "single value"

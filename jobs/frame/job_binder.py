@@ -93,18 +93,15 @@ class Binder:
         Raises ValueError if the input refers to nothing, to a config that has an error, or to an artifact of a wrong
         kind. The error message begins with `label`, which names the file of the config and the field of the input.
         """
-        value = (
-            self._find_previous(label, name, config_input)
-            if config_input.value == PREVIOUS_STAGE
-            else config_input.value
-        )
-        if self._has_config(value):
-            self.try_bind(value)
-            if value in self.errors:
-                raise ValueError(f"{label}: the config {value} has an error, which is reported separately")
-            resolved: Job | Artifact | None = self.jobs[value]
+        other = self.config_of_input(name, config_input, label=label)
+        if other is not None:
+            self.try_bind(other)
+            if other in self.errors:
+                raise ValueError(f"{label}: the config {other} has an error, which is reported separately")
+            resolved: Job | Artifact | None = self.jobs[other]
         else:
-            resolved = open_artifact(value)
+            resolved = open_artifact(config_input.value)
+        value = other or config_input.value
         if resolved is None:
             raise ValueError(
                 f"{label}: {value!r} is not the name of a config in the same folder, not a finished artifact (no "
@@ -116,6 +113,16 @@ class Binder:
                 f"{label}: {value!r} has the kind {resolved.kind}; this input accepts {' or '.join(config_input.kinds)}"
             )
         return resolved
+
+    def config_of_input(self, name: str, config_input: ConfigInput, *, label: str | None = None) -> str | None:
+        """Return the name of the config to which an input of the config `name` refers. None for a location.
+
+        Raises ValueError if `previous` refers to no config. The error message begins with `label`, by default with the
+        name and the field.
+        """
+        if config_input.value == PREVIOUS_STAGE:
+            return self._find_previous(label or f"{name}: {config_input.path}", name, config_input)
+        return config_input.value if self._has_config(config_input.value) else None
 
     def _has_config(self, value: str) -> bool:
         """Return whether `value` is the name of a config in the folder, and not a location."""

@@ -103,7 +103,8 @@ class Stage:
     """Removes forgotten documents from a finished artifact, in place. The files must then equal those that `run` would
     write without these documents, except that the shares of a corpus' mixture stay as they were, and that source files
     may be gone or changed: a duplicate stays dropped if it, or the document that was kept instead of it, cannot be read
-    again. No file contains a forgotten id afterwards. Returns the new summary, or None if the artifact does not change.
+    again. No file of the artifact contains a forgotten id afterwards. Returns the new summary, or None if the artifact
+    does not change.
 
     The function calls `start_change(artifact)` after everything that can raise ValueError. Until then it writes only to
     the folder `WORK`. If the process is killed after this call, the next `raymill forget` calls the function again with

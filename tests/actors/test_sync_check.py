@@ -41,7 +41,7 @@ def test_a_rollout_from_another_weight_version_is_stale() -> None:
         check_rollout(replace(ROLLOUT, weight_version=4))
 
 
-def test_unexpected_tokens_are_a_tokenization_error() -> None:
+def test_unexpected_tokens_are_an_invalid_rollout() -> None:
     with pytest.raises(InvalidRolloutError, match="prompt 4 was sent to the engine as"):
         check_rollout(replace(ROLLOUT, prompt_ids=(1, 9)))
     with pytest.raises(InvalidRolloutError, match="sampled token id 10, but the model's vocabulary has 10"):

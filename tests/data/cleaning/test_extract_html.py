@@ -110,7 +110,9 @@ def test_large_ordinary_pages_are_kept() -> None:
 def test_words_that_are_not_in_a_tag_are_not_counted_as_attributes() -> None:
     words = "word " * 10_000
     pages = [f"{words}<p>text</p>", f"<p>text</p><!-- {words}--><p>text</p>", f"<p>1 < 2 {words}</p>"]
-    assert extract_html(pages, ExtractHTML(main_content=False)).reasons == [None] * 3
+    urls = " ".join(f"https://example.org/?a={n}&b={n}&c={n}" for n in range(3_000))
+    pages.append(f"<p>text</p><div data-props='{urls}'>more text</div>")
+    assert extract_html(pages, ExtractHTML(main_content=False)).reasons == [None] * 4
 
 
 def test_without_a_maximum_of_reopened_elements_pages_with_many_open_tags_are_still_dropped() -> None:

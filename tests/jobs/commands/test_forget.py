@@ -118,14 +118,15 @@ def test_duplicates_stay_dropped_if_the_kept_document_cannot_be_read_again(tmp_p
     assert after.summary["dropped"]["forgotten"] == 1
 
 
-def run_corpus_of_two_sources(folder: Path, records: dict[str, list[tuple[str, str]]], mixture: str = "") -> Artifact:
-    """Make a corpus in `folder/store`. `records` has the (id, text) of the documents of the sources a and b."""
+def run_corpus_of_sources(folder: Path, records: dict[str, list[tuple[str, str]]], mixture: str = "") -> Artifact:
+    """Make a corpus in `folder/store`. `records` has the (id, text) of the documents of each source."""
     for source, documents in records.items():
         lines = [json.dumps({"id": id, "text": text}) + "\n" for id, text in documents]
         (folder / f"{source}.jsonl").write_text("".join(lines))
-    sources = ", ".join(f"{{name: {name}, path: '{folder}/{name}.jsonl', format: jsonl, id: id}}" for name in "ab")
+    sources = ", ".join(f"{{name: {name}, path: '{folder}/{name}.jsonl', format: jsonl, id: id}}" for name in records)
     (folder / "corpus.yaml").write_text(
-        f"sources: [{sources}]\nsteps: [{{exact_duplicates: {{}}}}, {{near_duplicates: {{}}}}]\n{mixture}"
+        f"sources: [{sources}]\n"
+        f"steps: [{{length: {{min_bytes: 20}}}}, {{exact_duplicates: {{}}}}, {{near_duplicates: {{}}}}]\n{mixture}"
     )
     (folder / "pipeline.yaml").write_text("store: unused\nstages: [corpus]\n")
     return run_stages(folder / "pipeline.yaml", Storage(str(folder / "store")))["corpus"]
@@ -153,7 +154,7 @@ def is_in_a_file(corpus: Artifact, id: str) -> bool:
 def test_a_duplicate_of_a_forgotten_document_becomes_a_duplicate_of_the_kept_document_that_cannot_be_read(
     tmp_path: Path,
 ) -> None:
-    corpus = run_corpus_of_two_sources(tmp_path, KFG)
+    corpus = run_corpus_of_sources(tmp_path, KFG)
     store = Storage(str(tmp_path / "store"))
     assert dropped_rows(corpus) == {("b/F", "near_duplicates", "a/K"), ("b/G", "exact_duplicates", "b/F")}
     (tmp_path / "a.jsonl").unlink()
@@ -170,7 +171,7 @@ def test_a_duplicate_of_a_forgotten_document_becomes_a_duplicate_of_the_kept_doc
 def test_a_duplicate_that_cannot_be_read_has_no_kept_id_after_all_kept_documents_are_forgotten(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    corpus = run_corpus_of_two_sources(tmp_path, KFG)
+    corpus = run_corpus_of_sources(tmp_path, KFG)
     (tmp_path / "b.jsonl").unlink()
     forget(Storage(str(tmp_path / "store")), ["a/K", "b/F"])
     assert kept_ids(corpus) == OTHER_IDS
@@ -182,7 +183,7 @@ def test_a_duplicate_that_cannot_be_read_has_no_kept_id_after_all_kept_documents
 def test_duplicates_of_a_document_that_the_mixture_dropped_stay_dropped_if_it_cannot_be_read_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    corpus = run_corpus_of_two_sources(tmp_path, KFG, "mixture: {a: 0, b: 1}\n")
+    corpus = run_corpus_of_sources(tmp_path, KFG, "mixture: {a: 0, b: 1}\n")
     assert ("a/K", "mixture", None) in dropped_rows(corpus)
     (tmp_path / "a.jsonl").unlink()
     forget(Storage(str(tmp_path / "store")), ["b/F"])
@@ -191,11 +192,24 @@ def test_duplicates_of_a_document_that_the_mixture_dropped_stay_dropped_if_it_ca
     assert "could not take their place" not in caplog.text
 
 
+def test_an_unreadable_duplicate_with_the_id_of_a_document_that_a_step_dropped_is_no_kept_document(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = [(f"d{n}", sentence(n)) for n in range(9)]
+    records = {"a": [("J", K)], "b": [("x", "short"), ("x", F)], "c": [("G", sentence(100, 120, changed=50)), *others]}
+    corpus = run_corpus_of_sources(tmp_path, records)
+    assert {("b/x", "length/min_bytes", None), ("b/x", "near_duplicates", "a/J")} < dropped_rows(corpus)
+    (tmp_path / "b.jsonl").unlink()
+    forget(Storage(str(tmp_path / "store")), ["a/J"])
+    assert "c/G" in kept_ids(corpus) and not is_in_a_file(corpus, "a/J")
+    assert "could not take their place" in caplog.text
+
+
 @pytest.mark.parametrize("forgotten", ["b/F", "a/K"])
 def test_a_document_that_is_a_duplicate_of_another_one_with_its_id_can_be_in_a_cluster(
     tmp_path: Path, forgotten: str
 ) -> None:
-    corpus = run_corpus_of_two_sources(tmp_path, {**KFG, "a": [("K", K), ("K", K)]})
+    corpus = run_corpus_of_sources(tmp_path, {**KFG, "a": [("K", K), ("K", K)]})
     assert ("a/K", "exact_duplicates", "a/K") in dropped_rows(corpus)
     (tmp_path / "a.jsonl").unlink()
     forget(Storage(str(tmp_path / "store")), [forgotten])

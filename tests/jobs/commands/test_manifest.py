@@ -82,6 +82,24 @@ def test_a_single_stage_ships_the_configs_that_its_inputs_can_name(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("at_root")
+def test_a_single_stage_ships_only_the_configs_of_its_inputs_even_if_others_are_broken_or_not_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cluster = CLUSTER.resolve()
+    monkeypatch.chdir(tmp_path)
+    Path("pipeline.yaml").write_text("store: s3://bucket/runs\nstages: [corpus, vocabulary, sft]\n")
+    Path("corpus.yaml").write_text("sources: [{name: web, path: 's3://b/web.txt', format: text}]\n")
+    Path("vocabulary.yaml").write_text("corpus: corpus\n")
+    Path("tokens.yaml").write_text("nonsense: 1\n")
+    Path("shards.yaml").write_text("corpus: corpus\ntokenizer: previous\n")
+    Path("pretrain.yaml").write_text("shards: shards\n")
+    Path("sft.yaml").write_text("nonsense: 1\n")
+    rendered = render_manifest("pretrain", Path("pretrain.yaml"), [], store=None, cluster=cluster)
+    (shipped,) = [value["data"] for value in yaml.safe_load_all(rendered) if value["kind"] == "ConfigMap"]
+    assert sorted(shipped) == ["corpus.yaml", "pipeline.yaml", "pretrain.yaml", "shards.yaml", "vocabulary.yaml"]
+
+
+@pytest.mark.usefixtures("at_root")
 def test_the_store_is_read_from_the_pipeline_file_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cluster = CLUSTER.resolve()
     monkeypatch.chdir(tmp_path)

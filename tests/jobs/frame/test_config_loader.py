@@ -248,3 +248,17 @@ def test_the_items_of_a_pipelines_lists_and_mappings_are_checked(tmp_path: Path,
     path.write_text(f"{line}\n")
     with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {message}')}"):
         load_pipeline(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps=[repair_unicode]", r"steps\[0\]: must be a mapping, but is a single value; write {repair_unicode: {}}"),
+        ("sources={a: b}", "sources: must be a list, but is a mapping"),
+        ("sources=web", "sources: must be a list, but is a single value"),
+    ],
+)
+def test_an_override_that_replaces_a_list_is_judged_like_the_config(override: str, message: str) -> None:
+    values = {"sources": [{"name": "web", "path": "web.txt", "format": "text"}], "steps": [{"repair_unicode": {}}]}
+    with pytest.raises(ValueError, match=message):
+        build(find_stage("corpus").config, values, [override])

@@ -397,3 +397,8 @@ def test_a_secret_in_the_environment_of_a_pipeline_is_rejected(folder: Path, ent
     with pytest.raises(ValueError, match=message) as caught:
         load_pipeline(folder / "pipeline.yaml")
     assert "hidden" not in str(caught.value)
+
+
+def test_an_empty_list_of_stages_is_an_error(folder: Path):
+    with pytest.raises(ValueError, match="pipeline.yaml: stages: the list is empty"):
+        load_pipeline(folder / "pipeline.yaml", ["stages=[]"])
