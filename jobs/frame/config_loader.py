@@ -4,6 +4,7 @@ Every error names the field and says what is allowed. Only this file imports ome
 with typed objects.
 """
 
+import builtins
 import dataclasses
 import difflib
 import types
@@ -144,7 +145,7 @@ def _check_shape(annotation: Any, value: Any, label: str, path: str) -> None:
     null, because the errors that omegaconf raises for them name the field.
     """
     annotation = _without_null(annotation)
-    if value is None:
+    if value is None or annotation is Any:
         return
     required, actual = _shape_of_type(annotation), _shape_of_value(value)
     if actual != required:
@@ -154,8 +155,8 @@ def _check_shape(annotation: Any, value: Any, label: str, path: str) -> None:
         raise ValueError(f"{label}: {path}: must be a {required}, but is a {actual}; write {remedy}")
     if dataclasses.is_dataclass(annotation):
         _check_fields(typing.cast(type, annotation), value, label, f"{path}." if path else "")
-    elif required != "single value":
-        _check_items(get_args(annotation)[-1], value, label, path)
+    elif (item_type := _item_type(annotation)) is not None:
+        _check_items(item_type, value, label, path)
 
 
 def _check_fields(schema: type, values: Mapping[str, Any], label: str, prefix: str) -> None:
@@ -193,11 +194,21 @@ def _without_null(annotation: Any) -> Any:
 
 def _shape_of_type(annotation: Any) -> str:
     """Return what a value of this type is in YAML: `list`, `mapping` or `single value`."""
-    is_supported = annotation not in (Any, list, dict, tuple, set) and get_origin(annotation) not in (tuple, set)
-    assert is_supported, f"a config field cannot have the type {annotation}; use list[X], dict[str, X] or a dataclass"
-    if get_origin(annotation) is list:
+    if annotation in (list, tuple) or get_origin(annotation) in (list, tuple):
         return "list"
-    return "mapping" if get_origin(annotation) is dict or dataclasses.is_dataclass(annotation) else "single value"
+    return (
+        "mapping"
+        if annotation is dict or get_origin(annotation) is dict or dataclasses.is_dataclass(annotation)
+        else "single value"
+    )
+
+
+def _item_type(annotation: Any) -> Any | None:
+    """Return X for `list[X]`, `dict[str, X]` and `tuple[X, ...]`. None for any other type."""
+    match get_origin(annotation), get_args(annotation):
+        case (builtins.list, (item,)) | (builtins.dict, (_, item)) | (builtins.tuple, (item, builtins.Ellipsis)):
+            return item
+    return None
 
 
 def _shape_of_value(value: Any) -> str:

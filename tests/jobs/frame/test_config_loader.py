@@ -262,3 +262,21 @@ def test_an_override_that_replaces_a_list_is_judged_like_the_config(override: st
     values = {"sources": [{"name": "web", "path": "web.txt", "format": "text"}], "steps": [{"repair_unicode": {}}]}
     with pytest.raises(ValueError, match=message):
         build(find_stage("corpus").config, values, [override])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig:
+    """The config of a user's stage, with types that no stage of Raymill has."""
+
+    percentiles: tuple[int, ...] = (50,)
+    betas: tuple[float, float] = (0.9, 0.95)
+    extra: Any = None
+
+
+def test_a_users_stage_may_have_tuples_and_any_value() -> None:
+    config = build(OwnConfig, {"percentiles": [1, 2], "betas": [0.5, 0.6], "extra": {"a": [1]}})
+    assert list(config.percentiles) == [1, 2] and list(config.betas) == [0.5, 0.6] and config.extra == {"a": [1]}
+    with pytest.raises(ValueError, match=r"percentiles\[1\]: must be a single value, but is a list"):
+        build(OwnConfig, {"percentiles": [1, [2]]})
+    with pytest.raises(ValueError, match="betas: must be a list, but is a single value"):
+        build(OwnConfig, {"betas": 0.5})
