@@ -556,7 +556,8 @@ def end_processes(head: subprocess.Popen[bytes]) -> None:
     head.terminate()
     _, alive = psutil.wait_procs(family, timeout=10)
     for process in alive:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     head.kill()
     head.wait()
 
