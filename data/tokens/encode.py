@@ -41,7 +41,7 @@ from data.tokens.tokenizer import load_encoder
 
 log = logging.getLogger(__name__)
 
-Library = Literal["tiktoken", "tokenizers"]
+Backend = Literal["tiktoken", "tokenizers"]
 """Name of the library that encodes."""
 
 _NORMAL_FORMS = {
@@ -80,7 +80,7 @@ class Encoder(Protocol):
     """Encodes texts to ids. It does not recognize special tokens in a text, and it adds none."""
 
     @property
-    def library(self) -> Library:
+    def backend(self) -> Backend:
         """Name of the library that encodes."""
         ...
 
@@ -103,7 +103,7 @@ class PlainEncoder:
 
     tokenizer: Tokenizer
     """A tokenizer that `data.tokens.tokenizer.load_encoder` returned."""
-    library: Library = "tokenizers"
+    backend: Backend = "tokenizers"
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -136,7 +136,7 @@ class TiktokenEncoder:
     """Normalizes texts that are not ASCII before they are encoded. None for a tokenizer without normalization."""
     plain: PlainEncoder
     """Encodes the texts that tiktoken cannot encode."""
-    library: Library = "tiktoken"
+    backend: Backend = "tiktoken"
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self._encode(text) for text in texts]
@@ -194,7 +194,7 @@ def _give_equal_ids(fast: Encoder, plain: Encoder, texts: Sequence[str]) -> bool
         if not np.array_equal(ids, expected):
             log.warning(
                 "encoder: using `tokenizers`, because %s gives different ids on the text that begins with %r",
-                fast.library,
+                fast.backend,
                 text[:80],
             )
             return False

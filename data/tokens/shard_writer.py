@@ -83,7 +83,7 @@ class ShardWriter:
             name=name,
             part=part,
             part_digest=part_digest,
-            encoder=self.encoder.library,
+            encoder=self.encoder.backend,
             num_tokens=len(tokens) // self.manifest.dtype.itemsize,
             num_documents=len(table),
             num_bytes=int(table["num_bytes"].sum()),

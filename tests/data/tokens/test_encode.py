@@ -84,7 +84,7 @@ def random_texts(seed: int) -> list[str]:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tiktoken_gives_equal_ids_on_any_text(folders: dict[str, Path], name: str) -> None:
     fast, plain = fast_encoder(folders[name]), PlainEncoder(load_encoder(folders[name]))
-    assert fast.library == "tiktoken"
+    assert fast.backend == "tiktoken"
     texts = [*PROBE_TEXTS, *training_texts(), *random_texts(1)]
     for text, ids, expected in zip(texts, fast.encode_batch(texts), plain.encode_batch(texts), strict=True):
         assert ids.dtype == expected.dtype == np.uint32
@@ -126,7 +126,7 @@ def test_a_sample_on_which_tiktoken_fails_does_not_stop_the_comparison(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.tokens.encode, "_MAX_COMPARED_CHARACTERS", 3_000_000)
-    assert fast_encoder(folders["gaps"], ["1" * 3_000_000]).library == "tiktoken"
+    assert fast_encoder(folders["gaps"], ["1" * 3_000_000]).backend == "tiktoken"
 
 
 def test_a_text_is_encoded_without_a_token_that_it_contains() -> None:
@@ -171,7 +171,7 @@ def test_ids_need_not_be_in_the_order_of_the_merges(folders: dict[str, Path], tm
 
     folder = with_change(folders["ours"], tmp_path / "reversed", reverse_ids)
     fast = fast_encoder(folder)
-    assert fast.library == "tiktoken"
+    assert fast.backend == "tiktoken"
     (ids,), (first,) = fast.encode_batch(["the text"]), fast_encoder(folders["ours"]).encode_batch(["the text"])
     assert ids.tolist() == [1999 - number for number in first.tolist()]
 
@@ -190,13 +190,13 @@ def test_tiktoken_is_not_used_for_merges_whose_ranks_would_give_other_tokens(tmp
     tokenizer = tokenizer_of_merges([("b", "c"), ("a", "b"), ("ab", "c")])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     encoder = fast_encoder(tmp_path)
-    assert encoder.library == "tokenizers"
+    assert encoder.backend == "tokenizers"
     assert [tokenizer.id_to_token(int(number)) for number in encoder.encode_batch(["abc"])[0]] == ["a", "bc"]
 
 
 def test_tiktoken_is_used_for_merges_that_give_every_token(tmp_path: Path) -> None:
     tokenizer_of_merges([("a", "b"), ("ab", "c"), ("b", "c")]).save(str(tmp_path / "tokenizer.json"))
-    assert fast_encoder(tmp_path).library == "tiktoken"
+    assert fast_encoder(tmp_path).backend == "tiktoken"
 
 
 def test_tiktoken_is_not_used_for_unsupported_tokenizers(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -211,13 +211,13 @@ def test_tiktoken_is_not_used_for_unsupported_tokenizers(folders: dict[str, Path
 
     for number, change in enumerate((lower, prefix_space)):
         encoder = fast_encoder(with_change(folders["gpt2"], tmp_path / str(number), change))
-        assert encoder.library == "tokenizers"
+        assert encoder.backend == "tokenizers"
         assert encoder.encode_batch(["ABC"])[0].dtype == np.uint32
-    assert fast_encoder(with_change(folders["gpt2"], tmp_path / "dropout", dropout)).library == "tokenizers"
+    assert fast_encoder(with_change(folders["gpt2"], tmp_path / "dropout", dropout)).backend == "tokenizers"
     added = train_tokenizer(["the text"], size=262)
     added.add_tokens([AddedToken("the", special=False)])
     save_tokenizer(added, tmp_path / "added")
-    assert fast_encoder(tmp_path / "added").library == "tokenizers"
+    assert fast_encoder(tmp_path / "added").backend == "tokenizers"
     pieces = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     pieces.pre_tokenizer = pre_tokenizers.Whitespace()
     save_tokenizer(pieces, tmp_path / "pieces")
@@ -232,6 +232,6 @@ def test_tiktoken_is_not_used_for_a_sample_on_which_ids_differ(
 
     original_encode = TiktokenEncoder._encode
     monkeypatch.setattr(TiktokenEncoder, "_encode", encode_zebras_wrongly)
-    assert fast_encoder(folders["ours"], ["a horse", "a zebra"]).library == "tokenizers"
+    assert fast_encoder(folders["ours"], ["a horse", "a zebra"]).backend == "tokenizers"
     assert "tiktoken gives different ids on the text that begins with 'a zebra'" in caplog.text
-    assert fast_encoder(folders["ours"], ["a horse"]).library == "tiktoken"
+    assert fast_encoder(folders["ours"], ["a horse"]).backend == "tiktoken"
