@@ -289,7 +289,7 @@ def _print_results(options: argparse.Namespace, pipeline: Pipeline, artifacts: S
         from jobs.report.report import REPORT, build_report  # imported here because only a pipeline has a report
 
         # If the command left out stages of the file, its report does not replace the report of all stages.
-        is_partial = not set(find_pipeline_config(Path(options.config)).stages) <= set(pipeline.jobs)
+        is_partial = not set(find_pipeline_config(options.stage, Path(options.config)).stages) <= set(pipeline.jobs)
         file = f"report-{'-'.join(pipeline.jobs)}.html" if is_partial else REPORT
         with show_activity("drawing the report"):
             build_report(artifacts, pipeline.store, file)

@@ -21,7 +21,7 @@ from cluster.submission import JOB_VARIABLES
 from jobs.commands.shipping import local_program, program_files
 from jobs.frame.config_loader import build, find_execution, load_yaml
 from jobs.frame.job_binder import Binder
-from jobs.frame.pipeline_config import find_pipeline_config, load_configs, read_pipeline_config
+from jobs.frame.pipeline_config import find_pipeline_config, find_pipeline_file, load_configs, read_pipeline_config
 from jobs.frame.references import find_inputs, find_sources, without_function_name
 from jobs.frame.same_code import submission_variables
 from jobs.frame.stages import find_stage, stage_name_of
@@ -55,7 +55,7 @@ def render_manifest(stage: str, config: Path, overrides: Sequence[str], *, store
     configs = load_configs(stage, config, overrides)
     store_option = [] if store is None else ["--store", store]
     is_pipeline = stage == "pipeline"
-    pipeline_config = read_pipeline_config(config, overrides)[0] if is_pipeline else find_pipeline_config(config)
+    pipeline_config = read_pipeline_config(config, overrides)[0] if is_pipeline else find_pipeline_config(stage, config)
     store = store or pipeline_config.store
     files = {_shipped_name(path): path.read_text() for path in _shipped_files(stage, config, configs)}
     _check_locations(configs, store)
@@ -127,11 +127,12 @@ def _shipped_files(stage: str, config: Path, configs: Mapping[str, Any]) -> list
     folder, whose list decides what `previous` refers to.
     """
     if stage == "pipeline":
-        pipeline_file, config_by_path = config, {config.parent / f"{name}.yaml": configs[name] for name in configs}
+        config_by_path = {config.parent / f"{name}.yaml": configs[name] for name in configs}
     else:
-        pipeline_file, config_by_path = config.parent / "pipeline.yaml", {config: configs[stage]}
-        config_by_path |= _configs_of_inputs(stage, config, configs[stage])
-    paths = {*config_by_path, *([pipeline_file] if pipeline_file.is_file() else ())}
+        config_by_path = {config: configs[stage]} | _configs_of_inputs(stage, config, configs[stage])
+    paths = set(config_by_path)
+    if pipeline_file := find_pipeline_file(stage, config):
+        paths.add(pipeline_file)
     values = [value for each in config_by_path.values() for value in find_sources(each)]
     files = {file for value in values if (program := local_program(value)) for file in program_files(program)}
     return sorted(paths | files)
@@ -143,7 +144,7 @@ def _configs_of_inputs(stage: str, path: Path, config: Any) -> dict[Path, Any]:
     `path` is the path of the stage's config, and `config` its content.
     """
     name = path.stem if stage_name_of(path.stem) == stage else stage
-    binder = Binder(path.parent, {}, order=find_pipeline_config(path).stages, files={name: path})
+    binder = Binder(path.parent, {}, order=find_pipeline_config(stage, path).stages, files={name: path})
     found: dict[Path, Any] = {}
     pending = [(name, config)]
     while pending:

@@ -23,6 +23,7 @@ from jobs.frame.artifact import Artifact
 from jobs.frame.config_loader import load_yaml, parse_override
 from jobs.frame.job import Job
 from jobs.frame.pipeline import Pipeline
+from jobs.frame.pipeline_config import find_pipeline_file
 from jobs.frame.references import find_inputs, find_sources, without_function_name
 from jobs.frame.sibling_modules import read_siblings
 from jobs.frame.user_code import reject_file_lookups
@@ -40,9 +41,7 @@ def write_shipped_files(stage: str, config: Path, overrides: Sequence[str], pipe
         is_config_of_command = stage != "pipeline" and name in pipeline.jobs
         path = config if is_config_of_command else config.parent / f"{name}.yaml"
         _write_yaml(folder / _shipped_path(path), _replace(load_yaml(path), replacements[name]))
-    # A single stage needs pipeline.yaml too, because its list decides what `previous` refers to.
-    pipeline_file = config if stage == "pipeline" else config.parent / "pipeline.yaml"
-    if pipeline_file.is_file():
+    if pipeline_file := find_pipeline_file(stage, config):
         _write_yaml(folder / _shipped_path(pipeline_file), load_yaml(pipeline_file))
     for job in jobs.values():
         for value in find_sources(job.config):

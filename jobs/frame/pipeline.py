@@ -75,7 +75,7 @@ def load_stage(stage: str, path: Path, overrides: Sequence[str] = (), *, store: 
     `Pipeline.errors`. The inputs of the stage need not be finished to load the stage, but they must be finished before
     it can run.
     """
-    pipeline_config = find_pipeline_config(path)
+    pipeline_config = find_pipeline_config(stage, path)
     environment = _set_environment(pipeline_config)
     name = path.stem if stage_name_of(path.stem) == stage else stage
     binder = Binder(path.parent, {name: list(overrides)}, order=pipeline_config.stages, files={name: path})

@@ -81,13 +81,20 @@ def read_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> tuple[Pip
     return config, overrides_by_config
 
 
-def find_pipeline_config(path: Path) -> PipelineConfig:
-    """Read the `pipeline.yaml` in the folder of `path`, which is the path of a stage's config.
+def find_pipeline_file(stage: str, path: Path) -> Path | None:
+    """Return the path of the `pipeline.yaml` whose list decides what `previous` refers to in the configs of a command.
 
-    Returns a PipelineConfig of defaults if there is no such file.
+    `stage` and `path` are the arguments of the command. For the stage "pipeline" this is `path` itself, and for a
+    single stage it is the file in the folder of `path`, or None if there is no such file.
     """
-    file = path.parent / "pipeline.yaml"
-    return build(PipelineConfig, load_yaml(file), label=str(file)) if file.is_file() else PipelineConfig()
+    file = path if stage == "pipeline" else path.parent / "pipeline.yaml"
+    return file if file.is_file() else None
+
+
+def find_pipeline_config(stage: str, path: Path) -> PipelineConfig:
+    """Read the file that `find_pipeline_file` returns. If there is none, returns a PipelineConfig of defaults."""
+    file = find_pipeline_file(stage, path)
+    return build(PipelineConfig, load_yaml(file), label=str(file)) if file else PipelineConfig()
 
 
 def load_configs(stage: str, path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

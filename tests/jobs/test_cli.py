@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -128,22 +128,42 @@ def test_artifacts_are_listed_shown_and_exported(folder: Path, capsys: pytest.Ca
     assert "is a corpus, not a model" in capsys.readouterr().err
 
 
-def test_the_artifacts_of_two_configs_of_one_stage_are_printed_with_the_names_of_the_configs(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("jobs.report.report.render", lambda artifacts: "")
-    store, names = Storage("runs"), ("vocabulary", "vocabulary-of-books")
+def print_results_of_vocabularies(names: Sequence[str], config: str) -> list[Artifact]:
+    """Print what the command `run pipeline <config>` prints after it has run these configs of vocabulary."""
+    store = Storage("runs")
     jobs = {name: Job(VOCABULARY, name, VocabularyConfig(corpus="corpus"), {}) for name in names}
     artifacts = [
         Artifact(
             store / f"vocabulary-{number}", Record(id=f"vocabulary-{number}", stage="vocabulary", kind="tokenizer")
         )
-        for number in range(2)
+        for number in range(len(names))
     ]
-    options = argparse.Namespace(stage="pipeline", config="pipeline.yaml", overrides=[], store="runs")
+    options = argparse.Namespace(stage="pipeline", config=config, overrides=[], store="runs")
     cli._print_results(options, Pipeline("tiny", store, jobs, {}, {}), artifacts)
+    return artifacts
+
+
+def test_the_artifacts_of_two_configs_of_one_stage_are_printed_with_the_names_of_the_configs(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jobs.report.report.render", lambda artifacts: "")
+    names = ("vocabulary", "vocabulary-of-books")
+    artifacts = print_results_of_vocabularies(names, "pipeline.yaml")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == [[name, artifact.storage.url] for name, artifact in zip(names, artifacts, strict=True)]
+
+
+def test_the_report_has_a_name_of_its_own_only_if_stages_of_the_commands_file_were_left_out(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jobs.report.report.render", lambda artifacts: "")
+    Path("small.yaml").write_text("stages: [vocabulary]\n")
+    print_results_of_vocabularies(["vocabulary"], "pipeline.yaml")
+    print_results_of_vocabularies(["vocabulary"], "small.yaml")
+    Path("pipeline.yaml").unlink()
+    print_results_of_vocabularies(["vocabulary"], "small.yaml")
+    reports = [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("report")]
+    assert reports == ["report-vocabulary.html", "report.html", "report.html"]
 
 
 def test_a_plan_starts_nothing_and_prints_every_mistake(folder: Path, capsys: pytest.CaptureFixture[str]):
