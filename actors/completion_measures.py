@@ -35,8 +35,7 @@ def measure_completions(
     """Return one value per completion, in the order of the prompts, for each verifier and each metric except bleu.
 
     The keys of the result are the names of the verifiers and the `result_names` of the metrics. The keys of `verifiers`
-    are the names of the verifiers, and `metrics` has names from METRICS.
-    `records` are the prompts that were completed.
+    are the names of the verifiers, and `metrics` has names from METRICS. `records` are the prompts that were completed.
     """
     values: dict[str, list[float]] = {}
     scorer_inputs = [

@@ -358,10 +358,8 @@ def _task_estimates(task: str, results: TaskResults) -> Iterator[tuple[str, floa
     for name, model in results.models.items():
         for measure, estimate in model.measures.items():
             yield f"{name}/{task}/{measure}", estimate.value
-        for statistic, value in zip(
-            COMPLETION_STATISTICS, (model.distinct_2, model.completion_length.value), strict=True
-        ):
-            yield f"{name}/{task}/{statistic}", value
+        yield f"{name}/{task}/distinct_2", model.distinct_2
+        yield f"{name}/{task}/completion_length", model.completion_length.value
     for comparison in results.compare:
         for field in ("value", "low", "high"):
             key = f"{comparison.before}-{comparison.after}/{task}/{comparison.measure}/{field}"

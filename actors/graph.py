@@ -234,12 +234,10 @@ class Graph:
         with timer("weight_sync"):
             self._sync_weights(step + 1)
 
-        scored = inference.scored
+        scored, has_reference = inference.scored, inference.reference_NT is not None
         return StepMetrics(
             rollouts=rollout_metrics(scored.rollouts, scored.texts, scored.rewards),
-            reference_kl=None
-            if inference.reference_NT is None
-            else reference_kl(inference.reference_log_ratio_NT, batch),
+            reference_kl=reference_kl(inference.reference_log_ratio_NT, batch) if has_reference else None,
             logprob_difference=difference,
             policy=policy_metrics,
             value=value_metrics,

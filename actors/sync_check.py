@@ -11,7 +11,7 @@ three parts:
 3. `check_logprobs` compares the engine's logprobs of the sampled tokens with the logprobs of the same tokens under
    Raymill's own PyTorch model (`model.transformer`), which has the weights of the snapshot.
 
-A check that fails raises one of the errors of `actors.weight_sync`, for stale weights, tokenization or numerics.
+A check that fails raises one of the errors of `actors.weight_sync`, for stale weights, invalid rollouts or numerics.
 
 Shape legend: in `engine_NT` and `model_NT`, N is the number of rollouts and T the number of positions of a row.
 """

@@ -32,10 +32,11 @@ def signal_cause(number: int) -> str:
 
 def exit_cause(code: int) -> str:
     """The cause of a death with an exit code. As in `subprocess`, a negative code means a signal."""
-    return signal_cause(-code) if code < 0 else _own_exit_cause(code)
+    return signal_cause(-code) if code < 0 else _exit_code_cause(code)
 
 
-def _own_exit_cause(code: int) -> str:
+def _exit_code_cause(code: int) -> str:
+    """The cause of a death by `sys.exit` with this code, which may be negative without meaning a signal."""
     return f"ended by itself with exit code {code}"
 
 
@@ -62,7 +63,7 @@ def cause_in_report(report: str) -> str | None:
     if re.search(r"receives a SIGTERM|SIGTERM (?:handler|received)", report):
         return signal_cause(signal.SIGTERM)
     if match := re.search(r"exits? with an? (?:exit )?code[ =]*(-?\d+)", report):
-        return _own_exit_cause(int(match[1]))  # The argument of `sys.exit`, so a negative code is not a signal.
+        return _exit_code_cause(int(match[1]))
     if re.search(
         r"[Nn]ode (?:it was running on is|was|has been|has|is) (?:terminated|dead|died|lost|crashed|preempted)", report
     ):

@@ -47,7 +47,8 @@ def fingerprints(urls: Sequence[str], label: str) -> list[str]:
     If local files of `_MIN_PROGRESS_BYTES` or more in all must be read, the files are read in parallel, and a progress
     display shows `label`. Only files that `_bytes_to_read` counts are counted.
     """
-    total = sum(size for url in urls if (size := _bytes_to_read(url)))
+    sizes = [_bytes_to_read(url) for url in urls]
+    total = sum(sizes)
     if total < _MIN_PROGRESS_BYTES:
         return [fingerprint(url) for url in urls]
     num_read, lock = 0, threading.Lock()
@@ -60,7 +61,7 @@ def fingerprints(urls: Sequence[str], label: str) -> list[str]:
                 progress.update(num_read / 1e6)
 
         with ThreadPoolExecutor(_NUM_THREADS) as pool:  # Threads run in parallel here, because hashing frees the GIL.
-            return list(pool.map(lambda url: _fingerprint(url, report_read if _bytes_to_read(url) else _ignore), urls))
+            return list(pool.map(_fingerprint, urls, [report_read if size else _ignore for size in sizes]))
 
 
 def _ignore(num_bytes: int) -> None:

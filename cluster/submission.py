@@ -405,16 +405,18 @@ def _overriding_dashboard_address(address: str | None) -> Iterator[None]:
 
     Ray's client uses this variable, or else RAY_ADDRESS, instead of the address that it is given.
     """
+    if address is None:
+        yield
+        return
     before = os.environ.get(_DASHBOARD_VARIABLE)
-    if address is not None:
-        os.environ[_DASHBOARD_VARIABLE] = address
+    os.environ[_DASHBOARD_VARIABLE] = address
     try:
         yield
     finally:
-        if before is not None:
-            os.environ[_DASHBOARD_VARIABLE] = before
+        if before is None:
+            del os.environ[_DASHBOARD_VARIABLE]
         else:
-            os.environ.pop(_DASHBOARD_VARIABLE, None)
+            os.environ[_DASHBOARD_VARIABLE] = before
 
 
 def dashboard_address(address: str | None) -> str | None:

@@ -4,7 +4,6 @@ Every error names the field and says what is allowed. Only this file imports ome
 with typed objects.
 """
 
-import builtins
 import dataclasses
 import difflib
 import types
@@ -13,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cluster.placement import Execution
@@ -112,13 +111,11 @@ def _merge(values: Mapping[str, Any], overrides: Sequence[str], label: str) -> d
 
 
 def _changes_shape(before: Any, after: Any) -> bool:
-    """Return whether two values differ in being a list, a mapping or a single value, so that they cannot be merged.
+    """Return whether two values have different shapes, so that they cannot be merged.
 
     Null and a missing value have no shape.
     """
-    is_list = [OmegaConf.is_list(value) for value in (before, after)]
-    is_mapping = [OmegaConf.is_dict(value) for value in (before, after)]
-    return before is not None and after is not None and (is_list[0] != is_list[1] or is_mapping[0] != is_mapping[1])
+    return before is not None and after is not None and _shape_of_value(before) != _shape_of_value(after)
 
 
 def _reject_interpolation(value: Any, label: str, path: str = "") -> None:
@@ -194,26 +191,25 @@ def _without_null(annotation: Any) -> Any:
 
 def _shape_of_type(annotation: Any) -> str:
     """Return what a value of this type is in YAML: `list`, `mapping` or `single value`."""
-    if annotation in (list, tuple) or get_origin(annotation) in (list, tuple):
+    container = get_origin(annotation) or annotation
+    if container in (list, tuple):
         return "list"
-    return (
-        "mapping"
-        if annotation is dict or get_origin(annotation) is dict or dataclasses.is_dataclass(annotation)
-        else "single value"
-    )
+    return "mapping" if container is dict or dataclasses.is_dataclass(container) else "single value"
 
 
 def _item_type(annotation: Any) -> Any | None:
     """Return X for `list[X]`, `dict[str, X]` and `tuple[X, ...]`. None for any other type."""
-    match get_origin(annotation), get_args(annotation):
-        case (builtins.list, (item,)) | (builtins.dict, (_, item)) | (builtins.tuple, (item, builtins.Ellipsis)):
-            return item
-    return None
+    container, arguments = get_origin(annotation), get_args(annotation)
+    if container is list or (container is tuple and arguments[-1:] == (...,)):
+        return arguments[0]
+    return arguments[1] if container is dict else None
 
 
 def _shape_of_value(value: Any) -> str:
-    """Return whether a value is a `list`, a `mapping` or a `single value`."""
-    return "list" if isinstance(value, list) else "mapping" if isinstance(value, Mapping) else "single value"
+    """Return whether a value, which may be one of omegaconf, is a `list`, a `mapping` or a `single value`."""
+    if isinstance(value, (list, ListConfig)):
+        return "list"
+    return "mapping" if isinstance(value, Mapping) else "single value"
 
 
 def _suggest_name(key: str, names: Sequence[str], prefix: str) -> str:

@@ -109,4 +109,5 @@ class Stage:
     The function calls `start_change(artifact)` after everything that can raise ValueError. Until then it writes only to
     the folder `WORK`. If the process is killed after this call, the next `raymill forget` calls the function again with
     the half-changed files.
+
     If a stage has no such function, its artifacts keep the documents, and `raymill forget` lists these artifacts."""

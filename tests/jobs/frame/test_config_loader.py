@@ -200,18 +200,6 @@ def test_the_error_for_the_old_name_of_a_field_contains_the_new_name(
         ("pretrain", {"mixture": ["a"]}, "mixture: must be a mapping, but is a list"),
         ("pretrain", {"steps": [1]}, "steps: must be a single value, but is a list; write one value"),
         ("corpus", {"sources": {"a": "b"}}, "sources: must be a list, but is a mapping"),
-    ],
-)
-def test_a_list_a_mapping_and_a_single_value_are_not_exchanged(
-    stage: str, values: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=f"^config: {re.escape(message)}"):
-        build(find_stage(stage).config, values)
-
-
-@pytest.mark.parametrize(
-    ("stage", "values", "message"),
-    [
         ("pretrain", {"mixture": {"s": [1]}}, "mixture.s: must be a single value, but is a list; write one value"),
         ("evaluate", {"models": {"a": ["b"]}}, "models.a: must be a single value, but is a list"),
         ("rlhf", {"prompts": ["a", {"a": "b"}]}, "prompts[1]: must be a single value, but is a mapping"),
@@ -222,7 +210,7 @@ def test_a_list_a_mapping_and_a_single_value_are_not_exchanged(
         ("evaluate", {"generation": [{"metrics": [["f1"]]}]}, "generation[0].metrics[0]: must be a single value"),
     ],
 )
-def test_the_error_for_an_invalid_item_of_a_list_or_mapping_names_the_item(
+def test_the_error_for_a_wrong_shape_names_the_field_or_the_item(
     stage: str, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^config: {re.escape(message)}"):
