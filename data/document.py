@@ -37,6 +37,9 @@ class Document:
     """URL of the file that contains the document."""
     offset: int = field(default=0, compare=False)
     """Position of the document's record in the file, as defined by `Quarantined.offset`."""
+    content_type: str = field(default="", compare=False)
+    """Media type of the text as it was read: `text/html` or `application/xhtml+xml` for the markup of a page,
+    `text/plain` for plain text. Empty if neither the format nor the record says it, as in a JSONL file."""
 
 
 class Quarantined(NamedTuple):
@@ -103,6 +106,10 @@ class Source:
     """Share of the source's documents to use. A hash of the id selects them."""
 
 
+_CONTENT_TYPES = {"text": "text/plain", "html": "text/html"}
+"""`Document.content_type` for the formats whose records all have the same. A WARC record says it itself."""
+
+
 class ReadRange(NamedTuple):
     """A range of a file that one task reads.
 
@@ -167,7 +174,8 @@ def document_from_record(source: Source, record: dict[str, Any], file: str = "",
         raise too_long_error()
     document_id = content_id(source.name, text) if source.id is None else _id_from_column(source, record)
     metadata = {column: _checked_value(column, column_value(record, column)) for column in source.metadata}
-    return Document(document_id, text, source.name, metadata, file, offset)
+    content_type = record["content_type"] if source.format == "warc" else _CONTENT_TYPES.get(source.format, "")
+    return Document(document_id, text, source.name, metadata, file, offset, content_type)
 
 
 def _checked_value(column: str, value: Any) -> Any:

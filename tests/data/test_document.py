@@ -72,3 +72,25 @@ def test_unit_hash_is_uniform_and_independent_for_different_purposes() -> None:
     values = [(unit_hash(str(n), "split"), unit_hash(str(n), "fraction")) for n in range(4000)]
     assert abs(sum(a < 0.25 for a, _ in values) / 4000 - 0.25) < 0.03
     assert abs(sum(a < 0.5 and b < 0.5 for a, b in values) / 4000 - 0.25) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "content_type"),
+    [
+        ("text", b"if a<b: <b>", "text/plain"),
+        ("html", b"<p>x", "text/html"),
+        ("jsonl", b'{"text": "<p>x", "content_type": "text/html"}\n', ""),
+        ("csv", b"text,content_type\n<p>x,text/html\n", ""),
+        (
+            "warc",
+            b"WARC/1.1\r\nWARC-Type: response\r\nContent-Length: 57\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/xhtml+xml\r\n\r\nx\r\n\r\n",
+            "application/xhtml+xml",
+        ),
+    ],
+)
+def test_a_document_knows_its_media_type_if_its_format_says_it(
+    tmp_path: Path, find: Callable, format: str, content: bytes, content_type: str
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert [document.content_type for document in find(tmp_path / "a", format).documents] == [content_type]
