@@ -17,6 +17,7 @@ from actors.rollout import Rollout
 from actors.sync_check import LogprobDifference
 from cluster.progress import show_activity
 from model.batch import Batch
+from model.kl import bounded_log_ratio
 from model.metrics import distinct_n
 from model.train import StepReport
 
@@ -35,6 +36,16 @@ class RolloutMetrics:
     """Fraction of the completions that ended with a stop token and were not truncated."""
     distinct_2: float
     """Number of distinct word bigrams divided by the number of all word bigrams, over all completions together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceKL:
+    """How far the policy is from the reference on the rollouts of an RLHF step, before the update."""
+
+    mean: float
+    """Mean of log policy - log reference over the sampled tokens, an unbiased estimate of KL(policy || reference)."""
+    clip_fraction: float
+    """Share of the sampled tokens whose log ratio a KL penalty in the reward clips (`model.kl.bounded_log_ratio`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +86,8 @@ class StepMetrics:
     """The metrics of one RLHF step."""
 
     rollouts: RolloutMetrics
-    reference_kl: float | None
-    """Mean of log policy - log reference over the sampled tokens, an unbiased estimate of KL(policy || reference). None
-    without a reference."""
+    reference_kl: ReferenceKL | None
+    """None without a reference."""
     logprob_difference: LogprobDifference
     """Difference between the engine's and the learner's logprobs, from the sync check."""
     policy: UpdateMetrics
@@ -93,7 +103,7 @@ class StepMetrics:
         times = {f"perf/{part}_s": seconds for part, seconds in self.times.seconds.items()}
         return {
             **{f"rollout/{name}": value for name, value in vars(self.rollouts).items()},
-            **({} if self.reference_kl is None else {"rollout/reference_kl": self.reference_kl}),
+            **self._reference_kl_by_key(),
             "sync_check/logprob_difference_max": self.logprob_difference.max,
             "sync_check/logprob_difference_mean": self.logprob_difference.mean,
             **self.policy.by_key("policy"),
@@ -102,6 +112,14 @@ class StepMetrics:
             **times,
             "perf/step_s": self.times.step_s,
             "perf/tokens_per_s": self.times.tokens_per_s,
+        }
+
+    def _reference_kl_by_key(self) -> dict[str, float]:
+        if self.reference_kl is None:
+            return {}
+        return {
+            "rollout/reference_kl": self.reference_kl.mean,
+            "rollout/reference_kl_clip_fraction": self.reference_kl.clip_fraction,
         }
 
 
@@ -142,9 +160,11 @@ def rollout_metrics(rollouts: Sequence[Rollout], texts: Sequence[str], rewards: 
     )
 
 
-def reference_kl(reference_log_ratio_NT: Tensor, batch: Batch) -> float:
-    """Return the mean of log policy - log reference over the sampled tokens of all rollouts."""
-    return reference_log_ratio_NT[batch.loss_mask].mean().item()
+def reference_kl(reference_log_ratio_NT: Tensor, batch: Batch) -> ReferenceKL:
+    """Compute the distance from the reference over the sampled tokens of all rollouts."""
+    log_ratio = reference_log_ratio_NT[batch.loss_mask]
+    was_clipped = bounded_log_ratio(log_ratio) != log_ratio
+    return ReferenceKL(mean=log_ratio.mean().item(), clip_fraction=was_clipped.float().mean().item())
 
 
 def update_metrics(reports: Sequence[StepReport]) -> UpdateMetrics:

@@ -411,7 +411,7 @@ def generation_batches_per_engine(config: RLHFConfig, num_evaluations: int, num_
 
 STAGE = Stage(
     name="rlhf",
-    version=3,
+    version=4,
     kind="model",
     config=RLHFConfig,
     run=run,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from model.kl import bounded_log_ratio
 from model.learning import LearningConfig
 
 # Only the type checker imports PyTorch here, for the reason given in `model.algorithms`.
@@ -65,10 +66,10 @@ def grpo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
 def rloo(inputs: AdvantageInputs, learning: LearningConfig) -> Advantages:
     """Return each reward minus the mean reward of the other completions in the group (arXiv 2402.14740, §3.2).
 
-    This is the advantage of all tokens of the completion. The reward includes the KL penalty, summed over these tokens.
-    Raises ValueError for a group with a single completion.
+    This is the advantage of all tokens of the completion. The reward includes the KL penalty of `token_rewards`, summed
+    over these tokens. Raises ValueError for a group with a single completion.
     """
-    rewards_N = inputs.rewards_N - learning.kl_coefficient * (inputs.reference_log_ratio_NT * inputs.mask_NT).sum(1)
+    rewards_N = token_rewards(inputs, learning.kl_coefficient).sum(1)
     mean_N, _, group_size_N = group_statistics(rewards_N, inputs.group_ids_N)
     if (group_size_N < 2).any():
         raise ValueError("rloo needs at least 2 samples of each prompt: raise the group size")
@@ -108,10 +109,10 @@ def reinforce_plus_plus(inputs: AdvantageInputs, learning: LearningConfig) -> Ad
 def token_rewards(inputs: AdvantageInputs, kl_coefficient: float) -> Tensor:
     """Return the reward [N, T] of each completion token.
 
-    The reward of a token is the KL penalty, -kl_coefficient · reference_log_ratio. At the last token of a completion
-    the reward of the completion is added.
+    The reward of a token is the KL penalty, -kl_coefficient · k1, where k1 is the bounded log ratio (`model.kl`). At
+    the last token of a completion the reward of the completion is added.
     """
-    rewards_NT = (-kl_coefficient * inputs.reference_log_ratio_NT).where(inputs.mask_NT, 0.0)
+    rewards_NT = (-kl_coefficient * bounded_log_ratio(inputs.reference_log_ratio_NT)).where(inputs.mask_NT, 0.0)
     return rewards_NT + last_token(inputs.mask_NT) * inputs.rewards_N[:, None]
 
 

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from model.objectives import Loss
     from model.transformer import Transformer
 
-_ALGORITHM_SETTINGS = ("kl_coefficient", "critic_lr", "value_clip_range", "clip_range", "gamma", "gae_lambda")
+_ALGORITHM_SETTINGS = (
+    "kl_coefficient",
+    "kl_loss",
+    "critic_lr",
+    "value_clip_range",
+    "clip_range",
+    "gamma",
+    "gae_lambda",
+)
 """Settings of `LearningConfig` that not every algorithm reads."""
 _CRITIC_SETTINGS = ("critic_lr", "value_clip_range")
 """Settings that all algorithms with a critic read, and no other algorithm."""
@@ -54,7 +62,8 @@ class Algorithm:
     """Whether `loss` is valid only for the policy that sampled the completions. If so, an RLHF step can have only one
     optimizer step."""
     settings: tuple[str, ...] = ()
-    """The settings among kl_coefficient, clip_range, gamma and gae_lambda that the estimator or the loss reads."""
+    """The settings among kl_coefficient, kl_loss, clip_range, gamma and gae_lambda that the estimator or the loss
+    reads."""
 
     def needs_reference(self, learning: LearningConfig) -> bool:
         """Return whether this algorithm reads the logprobs of the reference with these settings."""
@@ -92,7 +101,10 @@ def clipped_loss(model: Transformer, batch: PolicyBatch, *, learning: LearningCo
 def clipped_loss_with_kl(
     model: Transformer, batch: PolicyBatch, *, learning: LearningConfig, temperature: float
 ) -> Loss:
-    """Return the clipped surrogate loss plus kl_coefficient · KL to the reference (arXiv 2402.03300, eq. 3)."""
+    """Return the clipped surrogate loss plus kl_coefficient · KL (arXiv 2402.03300, eq. 3).
+
+    `learning.kl_loss` is the estimate of the KL divergence between policy and reference (`model.kl`).
+    """
     from model.objectives import policy_loss
 
     return policy_loss(
@@ -101,6 +113,7 @@ def clipped_loss_with_kl(
         temperature=temperature,
         clip_range=learning.clip_range,
         kl_coefficient=learning.kl_coefficient,
+        kl_loss=learning.kl_loss,
     )
 
 
@@ -113,7 +126,10 @@ def unclipped_loss(model: Transformer, batch: PolicyBatch, *, learning: Learning
 
 ALGORITHMS: dict[str, Algorithm] = {
     "grpo": Algorithm(
-        estimate=grpo, loss=clipped_loss_with_kl, needs_groups=True, settings=("kl_coefficient", "clip_range")
+        estimate=grpo,
+        loss=clipped_loss_with_kl,
+        needs_groups=True,
+        settings=("kl_coefficient", "kl_loss", "clip_range"),
     ),
     "ppo": Algorithm(
         estimate=ppo,

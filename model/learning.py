@@ -3,8 +3,12 @@
 # This module has no `from __future__ import annotations`, because the config loader needs the types at run time.
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from model.precision import Precision, precision_field
+
+KLLoss = Literal["k2", "k3"]
+"""An estimate of the KL divergence that can be differentiated in a loss (`model.kl`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,10 @@ class LearningConfig:
     kl_coefficient: float = 0.02
     """Coefficient of the KL divergence from the reference. ppo, rloo and reinforce++ subtract coefficient · KL from the
     rewards, and grpo adds coefficient · KL to the loss. With 0 there is no reference."""
+    kl_loss: KLLoss = "k2"
+    """How grpo estimates the KL divergence in the loss (`model.kl`). k2 has the gradient of KL(policy || reference),
+    the divergence that the other algorithms subtract from the rewards. k3 is the estimate of the GRPO paper, which has
+    the gradient of KL(reference || policy)."""
     clip_range: float = 0.2
     """The probability ratio is clipped to [1 - clip_range, 1 + clip_range] (ppo, grpo, reinforce++)."""
     value_clip_range: float = 0.2
@@ -73,6 +81,11 @@ class LearningConfig:
         for name in ("kl_coefficient", "warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{config_path}.{name}: {getattr(self, name)} must not be negative")
+        if self.kl_coefficient == 0 and self.kl_loss != "k2":
+            raise ValueError(
+                f"{config_path}.kl_loss: {self.kl_loss} would have no effect, because {config_path}.kl_coefficient is "
+                "0; remove it"
+            )
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{config_path}.{name}: {getattr(self, name)} must be between 0 and 1")

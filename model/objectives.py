@@ -24,6 +24,8 @@ from torch import Tensor
 from model.batch import Batch, PairBatch, PolicyBatch, ValueBatch, row_positions
 from model.cross_entropy import linear_cross_entropy
 from model.heads import ScalarModel
+from model.kl import is_bounded, kl_penalty
+from model.learning import KLLoss
 from model.transformer import Transformer
 
 
@@ -39,6 +41,9 @@ class Loss:
     """Further sums over the same tokens or pairs, scalars without gradient, by name. `model.train` divides them by the
     total number of loss terms too. The keys must be equal on every rank and micro-batch."""
 
+
+_MAX_KL_WEIGHT = 10.0
+"""Largest weight of a token's KL penalty."""
 
 Objective = Callable[[Any, Any], Loss]
 """A function (model, batch) -> Loss. The types of model and batch depend on the objective. Bind further arguments with
@@ -86,6 +91,7 @@ def policy_loss(
     temperature: float,
     clip_range: float | None = 0.2,
     kl_coefficient: float = 0.0,
+    kl_loss: KLLoss = "k2",
 ) -> Loss:
     """Return the clipped surrogate loss (PPO, arXiv 1707.06347, eq. 7). The loss terms are the completion tokens.
 
@@ -94,14 +100,13 @@ def policy_loss(
     the token is -min(r·A, clip(r, 1-clip_range, 1+clip_range)·A). With clip_range None it is -r·A. On-policy, the
     gradient of -r·A is that of REINFORCE.
 
-    With kl_coefficient above 0 the loss of the token is increased by kl_coefficient times the k3 estimate of
-    KL(policy || reference), see `kl_k3`. Raises ValueError if the batch then has no reference logprobs.
+    With kl_coefficient above 0 the loss of the token is increased by kl_coefficient · r · `kl_loss` (`_reference_kl`).
+    Raises ValueError if the batch then has no reference logprobs.
 
     The metrics are sums over the completion tokens, from which `model.train` computes the means that are logged.
     policy/entropy is the entropy at `temperature`. policy/clip_fraction is the share of tokens for which the minimum is
-    the clipped term. policy/approx_kl is the k3 estimate of the KL divergence between the policy that sampled and the
-    current policy. policy/ratio is the mean of r. policy/reference_kl is the k3 estimate of KL(policy || reference), if
-    kl_coefficient is above 0.
+    the clipped term. policy/approx_kl is the k3 estimate (`model.kl`) of the KL divergence between the policy that
+    sampled and the current policy. policy/ratio is the mean of r.
     """
     mask_BT = batch.tokens.loss_mask
     logprobs_N, entropy_N = _logprobs_and_entropy(model, batch.tokens, temperature)
@@ -118,16 +123,37 @@ def policy_loss(
     metrics = {
         "policy/entropy": entropy_N.sum(),
         "policy/clip_fraction": is_clipped_N.sum(),
-        "policy/approx_kl": kl_k3(behavior_logprobs_N, logprobs_N.detach()).sum(),
+        "policy/approx_kl": kl_penalty(behavior_logprobs_N - logprobs_N.detach(), "k3").sum(),
         "policy/ratio": ratio_N.detach().sum(),
     }
     if kl_coefficient > 0:
         if batch.reference_logprobs is None:
             raise ValueError(f"kl_coefficient={kl_coefficient} needs reference_logprobs, but the batch has none")
-        reference_kl = kl_k3(logprobs_N, batch.reference_logprobs[mask_BT]).sum()
-        loss_sum = loss_sum + kl_coefficient * reference_kl
-        metrics["policy/reference_kl"] = reference_kl.detach()
+        log_ratio_N = logprobs_N - batch.reference_logprobs[mask_BT]
+        penalty, kl_metrics = _reference_kl(log_ratio_N, ratio_N.detach(), kl_loss)
+        loss_sum = loss_sum + kl_coefficient * penalty
+        metrics |= kl_metrics
     return Loss(loss_sum, mask_BT.sum(), metrics)
+
+
+def _reference_kl(log_ratio_N: Tensor, ratio_N: Tensor, estimator: KLLoss) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the sum of the KL penalties with their gradient, and the metrics of the distance from the reference.
+
+    `log_ratio_N` is log policy - log reference of each token. `ratio_N` (without gradient) is its probability under the
+    policy, divided by that under the policy that sampled it. Each penalty is weighted by this ratio, because only then
+    the mean gradient after the first optimizer step of an RLHF step is still that of the divergence (`model.kl`).
+    Weights are at most `_MAX_KL_WEIGHT`.
+
+    policy/reference_kl is the k3 estimate of KL(policy || reference). policy/reference_kl_clip_fraction is the share of
+    tokens whose slope or weight is bounded.
+    """
+    weight_N = ratio_N.clamp(max=_MAX_KL_WEIGHT)
+    was_bounded_N = is_bounded(log_ratio_N, estimator) | (ratio_N > _MAX_KL_WEIGHT)
+    metrics = {
+        "policy/reference_kl": (weight_N * kl_penalty(log_ratio_N.detach(), "k3")).sum(),
+        "policy/reference_kl_clip_fraction": was_bounded_N.float().sum(),
+    }
+    return (weight_N * kl_penalty(log_ratio_N, estimator)).sum(), metrics
 
 
 def value_loss(model: ScalarModel, batch: ValueBatch, *, value_clip_range: float | None = 0.2) -> Loss:
@@ -178,15 +204,6 @@ def logprobs(model: Transformer, batch: Batch, temperature: float = 1.0) -> Tens
 def nll_by_row(model: Transformer, batch: Batch) -> Tensor:
     """Return the negative log-likelihood [B] of each row in nats, summed over the targets where loss_mask is true."""
     return -logprobs(model, batch).sum(1)
-
-
-def kl_k3(p_logprobs: Tensor, q_logprobs: Tensor) -> Tensor:
-    """Return the k3 estimate of KL(p || q) for each token (Schulman, joschu.net/blog/kl-approx.html).
-
-    It is exp(d) - 1 - d with d = log q - log p. It is never negative, and unbiased if the tokens were sampled from p.
-    """
-    log_ratio = q_logprobs - p_logprobs
-    return log_ratio.exp() - 1.0 - log_ratio
 
 
 def _logits_at_targets(model: Transformer, batch: Batch, temperature: float) -> Tensor:

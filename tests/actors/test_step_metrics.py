@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+import torch
+
 from actors.rollout import Rollout
-from actors.step_metrics import StepMetrics, StepTimes, UpdateMetrics, rollout_metrics
+from actors.step_metrics import ReferenceKL, StepMetrics, StepTimes, UpdateMetrics, reference_kl, rollout_metrics
 from actors.sync_check import LogprobDifference
+from model.batch import batch_from_sequences
 
 
 def test_distinct_2_counts_words_and_not_tokens() -> None:
@@ -32,5 +36,13 @@ def test_metrics_of_missing_actors_are_left_out() -> None:
     assert by_key["policy/loss"] == 1.0 and by_key["policy/entropy"] == 4.0 and by_key["perf/generate_s"] == 1.0
     assert by_key["sync_check/logprob_difference_max"] == 1e-5 and by_key["rollout/reward_mean"] == 1.0
     assert not any(key.startswith("value/") or key == "rollout/reference_kl" for key in by_key)
-    with_critic = replace(metrics, value=update, reference_kl=0.5).by_key()
-    assert with_critic["value/loss"] == 1.0 and with_critic["rollout/reference_kl"] == 0.5
+    with_both = replace(metrics, value=update, reference_kl=ReferenceKL(mean=0.5, clip_fraction=0.25)).by_key()
+    assert with_both["value/loss"] == 1.0 and with_both["rollout/reference_kl"] == 0.5
+    assert with_both["rollout/reference_kl_clip_fraction"] == 0.25
+
+
+def test_the_distance_from_the_reference_is_over_sampled_tokens_and_counts_those_that_a_reward_clips() -> None:
+    batch = batch_from_sequences([[1, 2, 3], [4, 5]], [[False, True, True], [False, True]], length=2, pad_id=0)
+    log_ratio = torch.tensor([[0.5, -12.0], [100.0, 77.0]])  # 77 is at padding
+    computed = reference_kl(log_ratio, batch)
+    assert computed.mean == pytest.approx((0.5 - 12 + 100) / 3) and computed.clip_fraction == pytest.approx(2 / 3)

@@ -23,6 +23,7 @@ def test_only_ppo_needs_a_critic_and_only_grpo_and_rloo_need_groups() -> None:
     [
         ("grpo", {"critic_lr": 1e-3}),
         ("grpo", {"value_clip_range": 0.3}),
+        ("ppo", {"kl_loss": "k3"}),
         ("rloo", {"gamma": 0.9}),
         ("reinforce++", {"gae_lambda": 1.0}),
         ("rloo", {"clip_range": 0.1}),
@@ -32,7 +33,8 @@ def test_a_setting_that_the_algorithm_does_not_read_is_rejected(algorithm: str, 
     (name,) = changed
     with pytest.raises(ValueError, match=rf"learning.{name}: .* because {re.escape(algorithm)} does not read"):
         ALGORITHMS[algorithm].check(replace(LEARNING, algorithm=algorithm, **changed), "learning")
-    ALGORITHMS["ppo"].check(replace(LEARNING, algorithm="ppo", **changed), "learning")
+    reader = "grpo" if name == "kl_loss" else "ppo"
+    ALGORITHMS[reader].check(replace(LEARNING, algorithm=reader, **changed), "learning")
 
 
 def test_an_algorithm_without_a_kl_term_has_no_reference_and_rejects_a_kl_coefficient() -> None:

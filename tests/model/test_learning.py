@@ -18,6 +18,10 @@ LEARNING = LearningConfig()
         ({"minibatches": 0}, "learning.minibatches: 0 must be at least 1"),
         ({"gamma": 1.5}, "learning.gamma: 1.5 must be between 0 and 1"),
         ({"kl_coefficient": -1.0}, "learning.kl_coefficient: -1.0 must not be negative"),
+        (
+            {"kl_coefficient": 0.0, "kl_loss": "k3"},
+            "learning.kl_loss: k3 would have no effect, because .*coefficient is 0",
+        ),
         ({"warmup_steps": -1}, "learning.warmup_steps: -1 must not be negative"),
     ],
 )
