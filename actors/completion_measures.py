@@ -39,7 +39,13 @@ def measure_completions(
     """
     values: dict[str, list[float]] = {}
     scorer_inputs = [
-        ScorerInput(record.text, text, rollout.prompt_ids + rollout.completion_ids, record.record)
+        ScorerInput(
+            prompt=record.text,
+            completion=text,
+            token_ids=rollout.prompt_ids + rollout.completion_ids,
+            record=record.record,
+            truncated=not rollout.finished,
+        )
         for record, text, rollout in zip(records, completions.texts, completions.rollouts, strict=True)
     ]
     for name, verifier in verifiers.items():

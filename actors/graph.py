@@ -352,7 +352,11 @@ class Graph:
         """Return the scorer's input for each rollout, by prompt and then by sample."""
         return [
             ScorerInput(
-                prompt.text, self._tokenizer.decode(rollout.text_ids), self._with_end_token(rollout), prompt.record
+                prompt=prompt.text,
+                completion=self._tokenizer.decode(rollout.text_ids),
+                token_ids=self._with_end_token(rollout),
+                record=prompt.record,
+                truncated=not rollout.finished,
             )
             for prompt, group in zip(prompts, groups, strict=True)
             for rollout in group.rollouts

@@ -31,11 +31,14 @@ class ScorerInput:
     was truncated, because the reward model was trained to give the reward at a stop token."""
     record: Mapping[str, Any]
     """All fields of the prompt's line in its file."""
+    truncated: bool
+    """Whether the completion was cut at the maximum number of new tokens and has no stop token."""
 
 
 class Verifier:
     """A scorer that calls a user's function: `function(prompt: str, completion: str, record: dict) -> float`.
 
+    If the function also has a parameter named `truncated`, it receives `ScorerInput.truncated` under this name.
     An `async def` function is called for up to MAX_CONCURRENT completions at the same time. This is useful for a
     function that sends requests to a service.
     """
@@ -43,6 +46,7 @@ class Verifier:
     def __init__(self, program: Program) -> None:
         self._name = program.name
         self._function = load_function(program)
+        self._reads_truncated = "truncated" in inspect.signature(self._function).parameters
         # All calls of an `async def` function share one event loop, so that the function can keep a connection open.
         self._event_loop = asyncio.Runner()
 
@@ -75,7 +79,8 @@ class Verifier:
         return self._event_loop.run(score_all())
 
     def _call(self, scorer_input: ScorerInput) -> Any:
-        return self._function(scorer_input.prompt, scorer_input.completion, dict(scorer_input.record))
+        options = {"truncated": scorer_input.truncated} if self._reads_truncated else {}
+        return self._function(scorer_input.prompt, scorer_input.completion, dict(scorer_input.record), **options)
 
     @contextlib.contextmanager
     def _errors_named(self, scorer_input: ScorerInput) -> Iterator[None]:

@@ -85,7 +85,8 @@ class GenerationTask:
     `answer`: a text or, for exact_match and f1, a list of accepted texts."""
     measures: list[str] = user_function([])
     """User-provided functions `path/to/file.py:function`, called as function(prompt, completion, record) -> float. The
-    verifier of an RLHF run can be used as it is. If a function returns 0 or 1, its mean is the accuracy."""
+    verifier of an RLHF run can be used as it is. A function with a parameter `truncated` is told whether the completion
+    was cut. If a function returns 0 or 1, its mean is the accuracy."""
     metrics: list[str] = field(default_factory=list)
     """Built-in metrics: any of bleu, rouge, exact_match and f1. They need an `answer` in every prompt's record."""
     models: list[str] = field(default_factory=list)

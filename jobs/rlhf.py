@@ -67,9 +67,10 @@ class RLHFConfig:
     """Reward model that scores the completions. Set either this or `verifier`."""
     verifier: str | None = user_function(default=None)
     """User-provided function that scores the completions: `path/to/file.py:function`, called as function(prompt,
-    completion, record). Modules in its folder that it imports are shipped with it, and their content is part of the
-    artifact's id. Data files in the folder are not shipped: write the data into an imported module, or put it on
-    storage that every node can read."""
+    completion, record). If it has a parameter `truncated`, it is told whether the completion was cut at max_new_tokens.
+    Modules in its folder that it imports are shipped with it, and their content is part of the artifact's id. Data
+    files in the folder are not shipped: write the data into an imported module, or put it on storage that every node
+    can read."""
     prompts: list[str] = source_files()
     """JSONL files of `{"prompt", …}` or `{"messages", …}`. A verifier receives the complete record."""
     held_out_prompts: list[str] = source_files(default=[])

@@ -10,13 +10,14 @@ from cluster.user_program import Program, split_function_name
 from jobs.frame.sibling_modules import parse_source, read_siblings, read_source, sibling_path
 
 
-def read_function(name: str, parameters: tuple[str, ...]) -> Program:
+def read_function(name: str, parameters: tuple[str, ...], *, options: tuple[str, ...] = ()) -> Program:
     """Read the program of a function `path/to/file.py:function`, which may be an `async def` function.
 
     `parameters` are the names of the positional arguments that Raymill passes. Only their number is compared with the
-    function's own parameters. Raises ValueError if the file has no such function, if the function cannot be called with
-    this number of arguments, or if the file imports a module that is neither in its folder nor installed. The file is
-    only parsed here; it is executed on the cluster.
+    function's own parameters. `options` are the arguments that Raymill passes by name to a function that has parameters
+    of these names. Raises ValueError if the file has no such function, if the function cannot be called with these
+    arguments, or if the file imports a module that is neither in its folder nor installed. The file is only parsed
+    here; it is executed on the cluster.
     """
     program = read_program(name)
     functions = {
@@ -27,22 +28,34 @@ def read_function(name: str, parameters: tuple[str, ...]) -> Program:
     if program.function_name not in functions:
         names = ", ".join(functions) or "no function"
         raise ValueError(f"{program.path} has no function {program.function_name!r}; it defines {names}")
-    arguments = functions[program.function_name]
-    num_positional = len(arguments.posonlyargs) + len(arguments.args)
-    num_required = num_positional - len(arguments.defaults)
-    accepts_all = arguments.vararg is not None or len(parameters) <= num_positional
-    needs_keyword = any(default is None for default in arguments.kw_defaults)
-    if not accepts_all or num_required > len(parameters) or needs_keyword:
+    if not _accepts(functions[program.function_name], len(parameters), options):
+        optional = f", may have a parameter named {' or '.join(options)}," if options else ""
         raise ValueError(
             f"the function {program.function_name} in {program.path} must accept the parameters "
-            f"({', '.join(parameters)}) and must not need others"
+            f"({', '.join(parameters)}){optional} and must not need others"
         )
     return program
 
 
+def _accepts(arguments: ast.arguments, num_passed: int, options: tuple[str, ...]) -> bool:
+    """Return whether a function with these parameters accepts `num_passed` positional arguments and the options.
+
+    An option may be any parameter after the positional arguments that can be passed by name.
+    """
+    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+    num_required = len(positional) - len(arguments.defaults)
+    if set(options) & set(positional[: max(num_passed, len(arguments.posonlyargs))]):
+        return False
+    accepts_all = arguments.vararg is not None or num_passed <= len(positional)
+    missing = positional[num_passed:num_required]
+    keywords = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    missing += [argument.arg for argument, default in keywords if default is None]
+    return accepts_all and set(missing) <= set(options)
+
+
 def read_verifier_program(name: str) -> Program:
     """Read the program of a verifier, a function that scores completions. Raises ValueError as `read_function` does."""
-    return read_function(name, ("prompt", "completion", "record"))
+    return read_function(name, ("prompt", "completion", "record"), options=("truncated",))
 
 
 def read_algorithm_program(name: str) -> str | Program:

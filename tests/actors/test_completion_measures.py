@@ -34,6 +34,18 @@ def test_values_are_in_the_order_of_the_prompts() -> None:
     assert values["f1"][0] == 1.0 and 0.0 <= values["f1"][1] < 1.0
 
 
+def test_a_measure_is_told_which_completions_were_cut() -> None:
+    source = "def f(prompt, completion, record, truncated):\n    return float(truncated)"
+    finished, cut = (Rollout((1,), (2, 3), (-1.0, -1.0), 0, is_finished) for is_finished in (True, False))
+    values = measure_completions(
+        Completions(["a", "b"], [finished, cut]),
+        [record("x"), record("y")],
+        verifiers={"cut": Verifier(Program(source, "v.py", "f"))},
+        metrics=[],
+    )
+    assert values["cut"] == [0.0, 1.0]
+
+
 def test_rouge_compares_with_a_single_answer() -> None:
     values = measure_completions(completions("the cat sat"), [record("the cat sat")], verifiers={}, metrics=["rouge"])
     assert {name: value for name, (value,) in values.items()} == dict.fromkeys(values, pytest.approx(1.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import ray
 
@@ -15,11 +17,25 @@ def length(prompt, response, record):
 
 
 def sample(completion: str, ids: tuple[int, ...] = (1, 2, 3)) -> ScorerInput:
-    return ScorerInput("prompt", completion, ids, {"scale": 2})
+    return ScorerInput("prompt", completion, ids, {"scale": 2}, truncated=False)
 
 
 def test_a_verifier_receives_the_record_of_its_prompt() -> None:
     assert Verifier(Program(SOURCE, "v.py", "length")).score([sample("abcd"), sample("")]) == [2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(prompt, completion, record, truncated):\n    return -1 if truncated else len(completion)",
+        "def f(prompt, completion, record, *, truncated=None):\n    return -1 if truncated else len(completion)",
+        "async def f(p, *others, truncated):\n    return -1 if truncated else len(others[0])",
+        "def f(p, c, record, strict=False, truncated=False):\n    return strict - 1 if truncated else len(c)",
+    ],
+)
+def test_a_verifier_with_this_parameter_is_told_whether_a_completion_was_cut(source: str) -> None:
+    inputs = [sample("abc"), replace(sample("abc"), truncated=True), sample("")]
+    assert Verifier(Program(source, "v.py", "f")).score(inputs) == [3.0, -1.0, 0.0]
 
 
 def test_the_error_of_a_verifier_names_its_line_and_its_arguments() -> None:

@@ -146,6 +146,13 @@ def test_optional_and_installed_modules_are_accepted(
         ("prompt, completion", False),
         ("prompt, completion, record, strict, *others", False),
         ("prompt, completion, record, *, strict", False),
+        ("prompt, completion, record, truncated", True),
+        ("prompt, completion, record, *, truncated", True),
+        ("prompt, *others, truncated", True),
+        ("prompt, completion, record, truncated=False, strict=True", True),
+        ("prompt, completion, record, strict, truncated", False),
+        ("prompt, completion, truncated", False),
+        ("prompt, completion, record, truncated, /", False),
     ],
 )
 def test_a_verifier_must_accept_exactly_three_arguments(project: Path, parameters: str, is_accepted: bool) -> None:
