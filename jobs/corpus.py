@@ -357,7 +357,7 @@ def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
 
 STAGE = Stage(
     name="corpus",
-    version=5,
+    version=6,
     kind="corpus",
     config=CorpusConfig,
     run=run,

@@ -27,10 +27,11 @@ ARROWS = {
 DATA_ARROWS = {
     "document": set[str](),
     "chunk_files": set[str](),
+    "words": set[str](),
     "sources": {"document"},
-    "cleaning": {"document", "sources"},
-    "corpus": {"document", "chunk_files", "sources", "cleaning"},
-    "tokens": {"document", "chunk_files"},
+    "cleaning": {"document", "words", "sources"},
+    "corpus": {"document", "words", "chunk_files", "sources", "cleaning"},
+    "tokens": {"document", "words", "chunk_files"},
     "chats": {"document", "sources", "tokens"},
 }
 """What each folder of `data/`, and each file beside them, may import of the others. Cleaning reads evaluation sets, so

@@ -1,6 +1,6 @@
 """The step `fineweb_quality`: the quality rules that FineWeb adds to those of Gopher and C4.
 
-The rules are in section 3.6 of the paper (Penedo et al. 2024). `data/cleaning/words.py` splits the text into words.
+The rules are in section 3.6 of the paper (Penedo et al. 2024). `data/words.py` splits the text into words.
 Where the paper does not define exactly what is counted, the step counts as datatrove does.
 """
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from data.cleaning.sentences import ends_sentence
 from data.cleaning.step import Outcome, check_at_least, check_shares, filter_outcome, is_above
-from data.cleaning.words import split_words
+from data.words import split_words
 
 
 @dataclass(frozen=True, kw_only=True)

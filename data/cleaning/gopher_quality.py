@@ -1,6 +1,6 @@
 """The step `gopher_quality`: the quality rules of Gopher (Rae et al. 2021, section A.1.1).
 
-`data/cleaning/words.py` splits the text into words and punctuation marks. Where the paper does not define exactly what
+`data/words.py` splits the text into words and punctuation marks. Where the paper does not define exactly what
 is counted, the step counts nearly as datatrove does. The difference: for datatrove a word is everything except
 punctuation, and here it must have a letter or a digit. So an emoji is not counted as a word here.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.cleaning.step import Outcome, check_at_least, check_range, check_shares, filter_outcome, is_above
-from data.cleaning.words import StringCache, split_words
+from data.words import StringCache, split_words
 
 
 @dataclass(frozen=True, kw_only=True)

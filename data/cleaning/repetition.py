@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 
 from data.cleaning.step import Outcome, check_share, check_shares, filter_outcome
-from data.cleaning.words import split_words
+from data.words import split_words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import regex
 
-from data.cleaning.words import split_words
+from data.words import split_words
 
 _TERMINAL = regex.compile(r"\p{Sentence_Terminal}")
 
