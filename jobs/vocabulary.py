@@ -23,6 +23,7 @@ from cluster.storage import Storage
 from data.corpus.accounting import CorpusSummary
 from data.tokens.documents import CorpusText
 from data.tokens.measures import TokenizerMeasures, VocabularySummary, measure_tokenizer
+from data.tokens.pre_tokenizer import PreTokenizerName
 from data.tokens.tokenizer import fingerprint, save_tokenizer
 from data.tokens.tokenizer_recipe import TokenizerRecipe
 from data.tokens.tokenizer_training import train_on_word_counts
@@ -52,8 +53,13 @@ class VocabularyConfig:
     kind: Literal["bpe", "wordpiece", "unigram"] = _DEFAULTS.kind
     """bpe: byte-level BPE, with which decoding gives back exactly the original text, after `normalization`. wordpiece:
     BERT's algorithm, which does not keep white space. unigram: sentencepiece's Unigram on characters."""
+    pre_tokenizer: PreTokenizerName = _DEFAULTS.pre_tokenizer
+    """For bpe: rule that splits a text into words, whose borders no token crosses. words: combining marks, such as the
+    vowel signs of Indic and Southeast Asian scripts, belong to words. gpt2, llama3: the published rules of these
+    models, which cut a word at every mark, so that these scripts need up to twice as many tokens."""
     split_digits: bool = _DEFAULTS.split_digits
-    """Whether each digit is a token of its own."""
+    """Whether each digit is a token of its own. If not, bpe keeps the digits of a number together, and with
+    `pre_tokenizer: llama3` up to three of them."""
     normalization: Literal["none", "NFC", "NFKC"] = _DEFAULTS.normalization
     """Unicode normalization that is applied to every text before it is tokenized."""
     lowercase: bool = _DEFAULTS.lowercase
@@ -93,6 +99,7 @@ def recipe_of(config: VocabularyConfig) -> TokenizerRecipe:
     """Return the settings of the config that determine the tokenizer, except the size of its vocabulary."""
     return TokenizerRecipe(
         kind=config.kind,
+        pre_tokenizer=config.pre_tokenizer,
         split_digits=config.split_digits,
         normalization=config.normalization,
         lowercase=config.lowercase,
@@ -211,7 +218,7 @@ def workload(config: VocabularyConfig, planned: PlannedInputs) -> Workload:
 
 STAGE = Stage(
     name="vocabulary",
-    version=1,
+    version=2,
     kind="tokenizer",
     config=VocabularyConfig,
     run=run,

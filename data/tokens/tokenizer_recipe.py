@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from data.tokens.pre_tokenizer import PreTokenizerName
+
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 USER = "<|user|>"
@@ -31,6 +33,8 @@ class TokenizerRecipe:
     kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
     """Algorithm. `bpe` is byte-level BPE, which can encode and decode any text exactly. `wordpiece` is the tokenizer of
     BERT, which does not keep white space. `unigram` is the tokenizer of sentencepiece, on characters."""
+    pre_tokenizer: PreTokenizerName = "words"
+    """Rule that splits a text into words before it is encoded (`byte_level_splits`). Only for `bpe`."""
     split_digits: bool = True
     """Whether every digit is a token of its own, so that long numbers are encoded in the same way as short ones."""
     normalization: Literal["none", "NFC", "NFKC"] = "none"
@@ -47,6 +51,11 @@ class TokenizerRecipe:
         """Raises ValueError for a field that is out of its range, or that is set although `kind` does not use it."""
         if self.lowercase and self.kind != "wordpiece":
             raise ValueError(f"lowercase: true is only for `kind: wordpiece`, not for {self.kind}; remove it")
+        if self.pre_tokenizer != "words" and self.kind != "bpe":
+            raise ValueError(
+                f"pre_tokenizer: {self.pre_tokenizer} is only for `kind: bpe`; {self.kind} has a rule of its own, "
+                "which keeps combining marks in words too, so remove it"
+            )
         if self.byte_fallback and self.kind != "unigram":
             reason = "always works on bytes" if self.kind == "bpe" else "has no byte tokens"
             raise ValueError(f"byte_fallback: true is only for `kind: unigram`; {self.kind} {reason}, so remove it")

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from data.tokens.bpe import train_bpe
+from data.tokens.pre_tokenizer import byte_level_splits, unigram_splits, wordpiece_splits
 from data.tokens.tokenizer_recipe import TokenizerRecipe
 from data.tokens.unigram import train_unigram
 from data.tokens.wordpiece import train_wordpiece
@@ -31,9 +32,9 @@ def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe 
 # Counting.
 
 
-_SAFE_BREAK = re.compile(r"(?=[ \n])(?<=\w)")
-"""Where a text can be cut without cutting a word, for every kind of tokenizer: between a letter, a digit or an
-underscore and the space or line end after it."""
+_SAFE_BREAK = re.compile(r"(?=[ \n])(?:(?<=[^\W_])|(?<=\S)(?= ))")
+"""Where a text can be cut without cutting a word, for every rule of `data/tokens/pre_tokenizer.py`: between a letter or
+digit and the line end after it, and between any character but white space and the space after it."""
 
 _MAX_SUBSTRINGS = 1 << 18  # distinct substrings that are kept in memory before they are split into words
 
@@ -67,14 +68,16 @@ def _untrained_tokenizer(recipe: TokenizerRecipe) -> Tokenizer:
     normalizer_steps: list[Any] = [] if recipe.normalization == "none" else [_NORMALIZERS[recipe.normalization]()]
     digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.split_digits else []
     if recipe.kind == "bpe":
-        splits = [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        splits = byte_level_splits(recipe.pre_tokenizer, split_digits=recipe.split_digits)
         tokenizer.decoder = decoders.ByteLevel()
     elif recipe.kind == "wordpiece":
-        normalizer_steps.append(normalizers.BertNormalizer(strip_accents=False, lowercase=recipe.lowercase))
-        splits = [pre_tokenizers.BertPreTokenizer(), *digits]
+        normalizer_steps.append(normalizers.Replace(_CONTROL_CHARACTERS, ""))
+        bert = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=recipe.lowercase)
+        normalizer_steps.append(bert)
+        splits = [*wordpiece_splits(), *digits]
         tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # a cleanup would change "do not" to "don't"
     else:
-        splits = [pre_tokenizers.Split(_UNIGRAM_WORD, behavior="isolated"), *digits]
+        splits = [*unigram_splits(), *digits]
         tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     if normalizer_steps:
         several = len(normalizer_steps) > 1
@@ -85,12 +88,8 @@ def _untrained_tokenizer(recipe: TokenizerRecipe) -> Tokenizer:
 
 _NORMALIZERS = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}
 
-_UNIGRAM_WORD = Regex(r" *[^ \n\t<]*<| *[^ \n\t<]+| +|[\n\t]")
-"""The words of a Unigram tokenizer. A word begins with the spaces before it. Line ends and tabs are words of their own.
-
-Spaces are not replaced by U+2581, as sentencepiece does, because a text can contain U+2581 as well. A word ends after
-each "<", because a Unigram model would otherwise find the special tokens and the byte tokens <0x00> to <0xFF> in texts
-that contain their names."""
+_CONTROL_CHARACTERS = Regex(r"[\p{C}&&[^\t\n\r\x{200c}\x{200d}]]|\x{fffd}")
+"""The characters that BERT removes from a text, without the zero-width joiners, which belong to words."""
 
 
 # Training.

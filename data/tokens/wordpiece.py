@@ -10,9 +10,8 @@ from itertools import accumulate
 from tokenizers import models
 
 from data.tokens.bpe import train_bpe
+from data.tokens.pre_tokenizer import WORDPIECE_MAX_CHARACTERS
 from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
-
-_MAX_WORD_CHARACTERS = 100  # Longer words become the unknown token. This is the default of `tokenizers`.
 
 
 def train_wordpiece(
@@ -29,7 +28,7 @@ def train_wordpiece(
     word_counts = [
         (word, count)
         for word, count in zip(words, counts, strict=True)
-        if len(word) <= _MAX_WORD_CHARACTERS and alphabet.issuperset(word)
+        if len(word) <= WORDPIECE_MAX_CHARACTERS and alphabet.issuperset(word)
     ]
     subwords = train_bpe(
         [word for word, _ in word_counts],
@@ -44,7 +43,7 @@ def train_wordpiece(
             f"raise size, or lower character_coverage ({recipe.character_coverage})"
         )
     vocab = {token: token_id for token_id, token in enumerate(subwords.tokens)}
-    return models.WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=_MAX_WORD_CHARACTERS)
+    return models.WordPiece(vocab=vocab, unk_token=UNKNOWN, max_input_chars_per_word=WORDPIECE_MAX_CHARACTERS)
 
 
 def _frequent_characters(words: Sequence[str], counts: Sequence[int], coverage: float) -> list[str]:

@@ -200,7 +200,6 @@ def _fail(*_: Any, **__: Any) -> None:
 
 def test_a_default_vocabulary_keeps_its_identity() -> None:
     assert changed_fields(build(VocabularyConfig, {"corpus": "corpus", "size": 4096})) == {"size": 4096}
-    assert STAGE.version == 1
 
 
 def test_a_setting_that_the_kind_would_not_heed_is_refused() -> None:

@@ -11,7 +11,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 import data.tokens.encode
 from data.tokens.encode import PROBE_TEXTS, PlainEncoder, TiktokenEncoder, fast_encoder
+from data.tokens.pre_tokenizer import PreTokenizerName
 from data.tokens.tokenizer import load_encoder, save_tokenizer
+from data.tokens.tokenizer_recipe import TokenizerRecipe
 from data.tokens.tokenizer_training import train_tokenizer
 
 LLAMA3 = (
@@ -52,8 +54,16 @@ def split(pattern: str) -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level(use_regex=False)])
 
 
+def ours(name: PreTokenizerName = "words", *, split_digits: bool = True) -> Tokenizer:
+    recipe = TokenizerRecipe(pre_tokenizer=name, split_digits=split_digits)
+    return train_tokenizer(training_texts(), size=2000, recipe=recipe)
+
+
 TOKENIZERS = {
-    "ours": lambda: train_tokenizer(training_texts(), size=2000),
+    "ours": ours,
+    "numbers": lambda: ours(split_digits=False),
+    "single digits": lambda: ours("gpt2"),
+    "qwen2": lambda: ours("llama3"),
     "gpt2": lambda: trained(byte_level()),
     "llama3": lambda: trained(split(LLAMA3)),
     "gaps": lambda: trained(split(r"\p{L}+")),
@@ -72,7 +82,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def random_texts(seed: int) -> list[str]:
     """Random texts of what decides splits and merges: white space, digits, marks, apostrophes and any code point."""
     draw = random.Random(seed)
-    pieces = [*" \n\t'1é²Ⅷ-", "  ", "\r\n", "'s", "'ll", "the", "def ", "e\u0301", "23", "__"]
+    pieces = [*" \n\t'1é²Ⅷ-", "  ", "\r\n", "'s", "'ll", "the", "def ", "e\u0301", "\u0915\u093f", "\u200d", "23", "__"]
     return [
         "".join(
             draw.choice(pieces) if draw.random() < 0.8 else chr(draw.choice(ALL_CODE_POINTS)) for _ in range(length)
@@ -91,12 +101,13 @@ def test_tiktoken_gives_equal_ids_on_any_text(folders: dict[str, Path], name: st
         assert ids.tolist() == expected.tolist(), text
 
 
-def test_texts_are_split_in_the_same_way_at_every_code_point(folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", ["ours", "numbers", "single digits", "qwen2"])
+def test_texts_are_split_in_the_same_way_at_every_code_point(folders: dict[str, Path], name: str) -> None:
     # Inside these large blocks all characters behave alike, so only their ends are tested.
     uniform = [range(0x3400, 0xA000), range(0xAC00, 0xF900), range(0x17000, 0x19000), range(0x1FC00, 0x110000)]
     tested = (code for code in ALL_CODE_POINTS if not any(code in block[64:-64] for block in uniform))
-    text = "".join(f"{chr(code)}1{chr(code)} " for code in tested)
-    fast, plain = fast_encoder(folders["ours"]), PlainEncoder(load_encoder(folders["ours"]))
+    text = "".join(f"{chr(code)}1{chr(code)} a{chr(code)}a" for code in tested)
+    fast, plain = fast_encoder(folders[name]), PlainEncoder(load_encoder(folders[name]))
     assert np.array_equal(fast.encode_batch([text])[0], plain.encode_batch([text])[0])
 
 

@@ -10,6 +10,10 @@ from data.tokens.tokenizer_recipe import TokenizerRecipe
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"kind": "unigram", "pre_tokenizer": "gpt2"},
+            "pre_tokenizer: gpt2 is only for `kind: bpe`; unigram has a rule",
+        ),
         ({"byte_fallback": True}, "byte_fallback: true is only for `kind: unigram`; bpe always works on bytes"),
         ({"kind": "wordpiece", "byte_fallback": True}, "wordpiece has no byte tokens"),
         ({"kind": "unigram", "lowercase": True}, "lowercase: true is only for `kind: wordpiece`, not for unigram"),

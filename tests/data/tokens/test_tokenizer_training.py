@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data.tokens.pre_tokenizer import PreTokenizerName
 from data.tokens.tokenizer import (
     fingerprint,
     load_encoder,
@@ -39,6 +40,10 @@ def test_the_same_texts_give_the_same_bytes(tmp_path: Path) -> None:
 RECIPES = {
     "bpe": TokenizerRecipe(),
     "bpe NFC": TokenizerRecipe(normalization="NFC", split_digits=False),
+    "bpe gpt2": TokenizerRecipe(pre_tokenizer="gpt2"),
+    "bpe gpt2 numbers": TokenizerRecipe(pre_tokenizer="gpt2", split_digits=False),
+    "bpe llama3": TokenizerRecipe(pre_tokenizer="llama3"),
+    "bpe llama3 numbers": TokenizerRecipe(pre_tokenizer="llama3", split_digits=False),
     "wordpiece": TokenizerRecipe(kind="wordpiece"),
     "wordpiece uncased": TokenizerRecipe(kind="wordpiece", lowercase=True, normalization="NFKC", split_digits=False),
     "unigram": TokenizerRecipe(kind="unigram"),
@@ -57,14 +62,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory, plain_texts: list[str]) ->
     return folders
 
 
-def test_the_default_gives_the_same_bytes_as_the_trainer_of_tokenizers(
-    tmp_path: Path, plain_texts: list[str], odd_texts: tuple[str, ...]
+def splits_of_the_library(name: PreTokenizerName) -> Any:
+    """The pre-tokenizer with split digits, written out."""
+    if name == "gpt2":
+        return [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    pattern = (
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}[\p{L}\p{M}\x{200c}\x{200d}]*+|\p{N}| ?[^\s\p{L}\p{N}]++"
+        r"|\s++(?=\p{N}|\z)|\s+(?=\s)|\s"
+    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return [pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level]
+
+
+@pytest.mark.parametrize("name", ["words", "gpt2"])
+def test_bpe_gives_the_same_bytes_as_the_trainer_of_tokenizers(
+    tmp_path: Path, plain_texts: list[str], odd_texts: tuple[str, ...], name: PreTokenizerName
 ) -> None:
     texts = [*plain_texts, *odd_texts]
     expected = Tokenizer(models.BPE())
-    expected.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    expected.pre_tokenizer = pre_tokenizers.Sequence(splits_of_the_library(name))
     expected.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=SIZE,
@@ -74,7 +90,7 @@ def test_the_default_gives_the_same_bytes_as_the_trainer_of_tokenizers(
     )
     expected.train_from_iterator(texts, trainer)
     expected.save(str(tmp_path / "expected.json"))
-    save_tokenizer(train_tokenizer(texts, size=SIZE), tmp_path / "ours")
+    save_tokenizer(train_tokenizer(texts, size=SIZE, recipe=TokenizerRecipe(pre_tokenizer=name)), tmp_path / "ours")
     assert (tmp_path / "ours/tokenizer.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
 
 
@@ -90,7 +106,24 @@ def test_the_order_of_the_texts_does_not_matter_for_any_kind(
 @pytest.mark.parametrize("name", RECIPES)
 def test_counted_words_are_the_pre_tokens_of_the_texts(folders: dict[str, Path], name: str) -> None:
     draw = random.Random(3)
-    odd = ["\t", "\r\n", "\u3000", "\x1c", "\x85", "B's", "12", ".", "<|", "\u65e5", "e\u0301", "_"]
+    odd = [
+        "\t",
+        "\r\n",
+        "\u3000",
+        "\x1c",
+        "\x85",
+        "B's",
+        "12",
+        ".",
+        "<|",
+        "\u65e5",
+        "e\u0301",
+        "_",
+        "_\n",
+        "\u0901",
+        "\u0940",
+        "\u200d",
+    ]
     pieces = [" ", "  ", "\n", "a", *odd]
     texts = ["".join(draw.choices(pieces, k=draw.randint(0, 12))) for _ in range(3000)]
     tokenizer = load_encoder(folders[name])
@@ -131,7 +164,7 @@ def test_no_document_contains_special_tokens_or_byte_tokens(
     assert not special & {number for text in odd_texts for number in encoder.encode(text).ids}
 
 
-@pytest.mark.parametrize("name", ["bpe", "unigram bytes"])
+@pytest.mark.parametrize("name", ["bpe", "bpe gpt2", "bpe llama3", "bpe llama3 numbers", "unigram bytes"])
 def test_kinds_with_byte_tokens_decode_any_text_exactly(
     folders: dict[str, Path], name: str, plain_texts: list[str], odd_texts: tuple[str, ...]
 ) -> None:
