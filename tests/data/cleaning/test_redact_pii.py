@@ -1,6 +1,9 @@
 """The step `redact_pii`: examples of each kind of data, texts that only look like such data, and hostile texts."""
 
+import importlib.util
+import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +66,12 @@ def test_personal_data_is_replaced_and_the_text_around_it_is_kept(before: str, a
         "Class2600:: and 2600::method",
         "999.10.20.30",
         "1.2.3.4",  # probably a version
+        "11.1.7.12. Sections with four numbers",
+        "版本：10.20.30.40",
+        "バージョン10.20.30.40",
+        "версии 10.20.30.40",
+        "bytes F0 00 05 80 00 00 27 0A",
+        "sk-ssh-ed25519-cert-v01",
         "version 10.20.30.40",
         "v10.20.30.40",
         "Ver. 10.20.30.40",
@@ -77,6 +86,70 @@ def test_personal_data_is_replaced_and_the_text_around_it_is_kept(before: str, a
 )
 def test_text_that_only_looks_like_personal_data_is_kept(text: str) -> None:
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("密钥AKIA" + "ABCDEFGH01234567正文", "密钥[CONFIDENTIAL]正文"),
+        ("รหัสghp_" + "a1B2" * 9 + "ครับ", "รหัส[CONFIDENTIAL]ครับ"),
+        ("联系a@b.com。", "联系[EMAIL]。"),
+        ("联系a@b.com或www.c.com", "联系[EMAIL]或www.c.com"),
+        ("联系a@b.com.谢谢", "联系[EMAIL].谢谢"),
+        ("请发到123456@qq.com吧", "请发到[EMAIL]吧"),
+        ("メールはuser@example.jpです", "メールは[EMAIL]です"),
+        ("메일은user@example.kr입니다", "메일은[EMAIL]입니다"),
+        ("письмо на адресivan@mail.ruсейчас", "письмо на адрес[EMAIL]сейчас"),
+        ("راسلناuser@example.comاليوم", "راسلنا[EMAIL]اليوم"),
+        ("ईमेलuser@example.inपर", "ईमेल[EMAIL]पर"),
+        ("ｕｓｅｒ＠ｅｘａｍｐｌｅ．ｃｏｍ，你好", "[EMAIL]，你好"),
+        ("电话：＋８６　１３８　００１３　８０００。", "电话：[PHONE]。"),
+        ("手机号13800138000转", "手机号[PHONE]转"),
+        ("（０３）１２３４－５６７８まで", "[PHONE]まで"),
+        ("Tél. 01\u202f23\u202f45\u202f67\u202f89", "Tél. [PHONE]"),
+        ("اتصل ٠١٠-١٢٣٤-٥٦٧٨ الآن", "اتصل [PHONE] الآن"),
+        ("تلفن +۹۸ ۲۱ ۱۲۳۴ ۵۶۷۸ است", "تلفن [PHONE] است"),
+        ("पता९३.१८४.२१६.३४है", "पता[IP]है"),
+        ("ที่อยู่๙๓.๑๘๔.๒๑๖.๓๔ครับ", "ที่อยู่[IP]ครับ"),
+        ("卡号４１１１１１１１１１１１１１１１。", "卡号[CARD]。"),
+        ("地址：2a00:1450:4001:81b::200e。", "地址：[IP]。"),
+    ],
+)
+def test_data_beside_letters_of_any_script_are_replaced_exactly(before: str, after: str) -> None:
+    assert redacted(before) == after
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("пишите на иван@почта.рф, срочно", "пишите на [EMAIL], срочно"),
+        ("उपयोगकर्ता@डाटामेल.भारत लिखें", "[EMAIL] लिखें"),
+        ("邮箱：用户@例子.中国的邮箱", "邮箱：[EMAIL]的邮箱"),
+        ("อีเมล ทดสอบ@ตัวอย่าง.ไทย ครับ", "อีเมล [EMAIL] ครับ"),
+        ("user@xn--e1afmkfd.xn--p1ai.", "[EMAIL]."),
+        ("ju\u0308rgen@bu\u0308cher.example", "[EMAIL]"),
+        ("关注我们@example.com吧", "关注我们@example.com吧"),  # no address has a Chinese name at an ASCII domain
+        ("关注@新浪.今天我们去", "关注@新浪.今天我们去"),
+    ],
+)
+def test_addresses_in_other_scripts_are_replaced_as_far_as_they_can_be_told(before: str, after: str) -> None:
+    assert redacted(before) == after
+
+
+def test_planted_data_are_replaced_exactly_beside_every_script() -> None:
+    """At random positions in sentences of 14 scripts; each form of each kind, also in the digits of the script."""
+    path = Path(__file__).parents[3] / "benchmarks" / "personal_data.py"
+    specification = importlib.util.spec_from_file_location("personal_data", path)
+    assert specification is not None and specification.loader is not None
+    benchmark = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(benchmark)
+    draw = random.Random(11)
+    planted = [one for _ in range(3) for name in benchmark.SENTENCES for one in benchmark.planted_texts(draw, name)]
+    texts = redact_pii([one.text for one in planted], RedactPII()).texts
+    assert len(planted) > 2000
+    assert [(one, text) for one, text in zip(planted, texts, strict=True) if text != one.expected] == []
+    clean = list(benchmark.SENTENCES.values())
+    assert redact_pii(clean, RedactPII()).texts == clean
 
 
 @pytest.mark.parametrize("before", ["The DNS server ", "server: ", "over ", "however, ", "driver ", "server         "])
@@ -150,6 +223,10 @@ HOSTILE = {
     "dots before an at": "a." * 500 + "@",
     "ats": "@" * 1000,
     "mails without an end": "a@a." * 250,
+    "Chinese before an at": "中" * 999 + "@",
+    "Chinese labels": "中@" + "中." * 500,
+    "mixed labels": "@中.a." * 200,
+    "full-width digits": "１" * 1000,
     "digits": "1" * 1000,
     "signed runs": ("+" + "1" * 27 + "a") * 35,
     "spaced digits": "+" + "1 " * 500,
