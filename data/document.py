@@ -102,6 +102,12 @@ class Source:
     """
     delimiter: str = ","
     """For `csv` files, the character between two fields. Use `"\\t"` for TSV files."""
+    encoding: str | None = None
+    """Character encoding of the files, by a label that browsers know, such as `windows-1252`, `shift_jis` or `gbk`. By
+    default, `text`, `jsonl`, `json` and `csv` files are UTF-8, or UTF-16 if they begin with a byte order mark. A byte
+    order mark always has priority. In a `parquet` file, it is the encoding of columns of bytes, by default UTF-8. For
+    `html` files, it has priority over what a page declares. By default, a page is decoded as a browser does it, and its
+    encoding is detected if it declares none. The pages of `warc` files say their encoding themselves."""
     fraction: float = 1.0
     """Share of the source's documents to use. A hash of the id selects them."""
 

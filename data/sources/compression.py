@@ -20,6 +20,8 @@ from typing import IO, Any, NamedTuple, cast
 import fsspec
 import zstandard
 
+from data.sources.encodings import convert_to_utf8
+
 BLOCK_BYTES = 1 << 20
 _REMOTE_BLOCK_BYTES = 4 << 20  # size of one request to an object store
 _INPUT_BYTES = 2048
@@ -27,7 +29,7 @@ _INPUT_BYTES = 2048
 Zstandard expands 4 bytes to at most 128 KiB. Only bzip2 is denser, as it expands 44 bytes to 46 MB. So its decompressor
 also gets a maximum length of the output."""
 _MAX_ZSTD_WINDOW = 1 << 31  # the largest window that zstd allows (`zstd --long=31`)
-_UTF16_ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_UTF16_ENCODINGS = {codecs.BOM_UTF16_LE: "utf-16le", codecs.BOM_UTF16_BE: "utf-16be"}
 _DAMAGE_ERRORS = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, zlib.error, zstandard.ZstdError)
 
 
@@ -134,36 +136,28 @@ def read_raw_blocks(file: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def read_utf8_blocks(url: str, start: int = 0) -> Iterator[bytes]:
-    """Return the blocks of `read_blocks`. A file that begins with a UTF-16 byte order mark is converted to UTF-8.
+def read_utf8_blocks(url: str, start: int = 0, *, encoding: str = "utf-8") -> Iterator[bytes]:
+    """Return the blocks of `read_blocks`, converted to UTF-8.
 
-    With a `start` above 0, nothing is converted, because the byte order mark is not read.
+    `encoding` is the name of the file's encoding (`find_encoding`). As in a browser, a byte order mark of UTF-8 or
+    UTF-16 has priority over it. `start` must be 0 for an encoding other than UTF-8. With a `start` above 0, nothing is
+    converted, because the byte order mark is not read.
     """
     following_blocks = read_blocks(url, start)
+    if start:
+        return following_blocks
     first_block = next(following_blocks, b"")
     blocks = chain([first_block], following_blocks) if first_block else iter(())
-    encoding = utf16_encoding(first_block) if not start else None
-    return blocks if encoding is None else _convert_to_utf8(blocks, encoding)
+    name = "utf-8" if first_block.startswith(codecs.BOM_UTF8) else utf16_encoding(first_block) or encoding
+    return blocks if name == "utf-8" else convert_to_utf8(blocks, name)
 
 
 def utf16_encoding(head: bytes) -> str | None:
-    """Return Python's name of the UTF-16 encoding of a file that begins with the bytes `head`; None for other files.
+    """Return the name of the UTF-16 encoding of a file that begins with the bytes `head`; None for other files.
 
     `head` needs four bytes, because the byte order mark of UTF-32-LE begins with that of UTF-16-LE.
     """
     return None if head[:4] == codecs.BOM_UTF32_LE else _UTF16_ENCODINGS.get(head[:2])
-
-
-def _convert_to_utf8(blocks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
-    """Yield the blocks converted from UTF-16 to UTF-8.
-
-    Invalid UTF-16 becomes invalid UTF-8. So only the record that contains it goes to quarantine.
-    """
-    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
-    for block in blocks:
-        yield decoder.decode(block).encode("utf-8", "surrogatepass")
-    if decoder.getstate()[0]:
-        yield b"\xff"  # the file ends within a character; this byte is invalid in UTF-8
 
 
 def _read_zip_member(file: IO[bytes]) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from data.document import BadRecord, ReadRange, Source, column_paths, is_too_long, too_long_error
 from data.sources.compression import read_utf8_blocks
+from data.sources.encodings import file_encoding
 from data.sources.records import Records, decode_utf8, split_lines
 
 _OTHER_DELIMITERS = (";", "\t", "|")
@@ -22,7 +23,8 @@ def csv_records(source: Source, read_range: ReadRange) -> Records:
     of the file is a BadRecord for the header.
     """
     csv.field_size_limit(sys.maxsize)  # no limit for this process, because `_LineFeed` limits the length of rows
-    feed = _LineFeed(split_lines(read_utf8_blocks(read_range.url)))
+    encoding = file_encoding(source)
+    feed = _LineFeed(split_lines(read_utf8_blocks(read_range.url, encoding=encoding)), encoding)
     header: list[str] = []
     for offset, row in _read_rows(feed, source.delimiter):
         if header and not isinstance(row, BadRecord):
@@ -54,8 +56,10 @@ class _LineFeed:
     The csv module asks for as many lines as the row needs. The iterator raises BadRecord if the row becomes too long.
     """
 
-    def __init__(self, lines: Iterator[tuple[int, bytes | BadRecord]]):
+    def __init__(self, lines: Iterator[tuple[int, bytes | BadRecord]], encoding: str):
         self._lines = lines
+        self.encoding = encoding
+        """Name of the encoding that the lines were converted from."""
         self.begin_row()
 
     def begin_row(self) -> None:
@@ -100,7 +104,7 @@ def _read_rows(feed: _LineFeed, delimiter: str) -> Iterator[tuple[int, list[str]
         try:
             row: list[str] | BadRecord = next(reader)
             if not feed.is_utf8:
-                decode_utf8(b"".join(feed.row_lines))  # raises a BadRecord that names the invalid byte
+                decode_utf8(b"".join(feed.row_lines), feed.encoding)  # raises a BadRecord
         except StopIteration:
             return
         except csv.Error as error:

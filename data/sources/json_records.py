@@ -11,6 +11,7 @@ from typing import Any
 
 from data.document import BadRecord, ReadRange, Source, is_too_long, too_long_error
 from data.sources.compression import read_utf8_blocks
+from data.sources.encodings import file_encoding
 from data.sources.records import Buffer, Records, decode_utf8, split_lines
 
 # What `_split_items` passes over at once: everything up to the next byte that can begin or end a string or an item, or
@@ -27,23 +28,25 @@ def jsonl_records(source: Source, read_range: ReadRange) -> Records:
     # Reading begins one byte early, and the line there is left to the previous range. If that byte is a line end, it is
     # the whole line, so that a line that begins exactly at the start of the range is not lost.
     read_from = max(read_range.start - 1, 0)
-    lines = split_lines(read_utf8_blocks(read_range.url, read_from), read_from, read_range.stop)
+    encoding = file_encoding(source)
+    blocks = read_utf8_blocks(read_range.url, read_from, encoding=encoding)
+    lines = split_lines(blocks, read_from, read_range.stop)
     if read_range.start > 0:
         next(lines, None)
     for offset, line in lines:
         if isinstance(line, BadRecord):
             yield offset, line
         elif line.strip():
-            yield offset, parse_object(line, "a line must be a JSON object")
+            yield offset, _parse_object(line, "a line must be a JSON object", encoding)
 
 
-def parse_object(raw: bytes, rule: str) -> dict[str, Any] | BadRecord:
+def _parse_object(raw: bytes, rule: str, encoding: str) -> dict[str, Any] | BadRecord:
     """Parse bytes that must be a JSON object. Returns a BadRecord with the reason if they are not.
 
-    `rule` is the message for JSON that is not an object.
+    `rule` is the message for JSON that is not an object. `encoding` is that of the file.
     """
     try:
-        record = json.loads(decode_utf8(raw))
+        record = json.loads(decode_utf8(raw, encoding))
     except BadRecord as bad:
         return bad
     except RecursionError:
@@ -59,14 +62,15 @@ def json_records(source: Source, read_range: ReadRange) -> Records:
     The offset is the number of records before it in the file. A record from an object has its key in the column `$key`.
     """
     rule = "a record must be a JSON object"
-    buffer = Buffer(read_utf8_blocks(read_range.url))
+    encoding = file_encoding(source)
+    buffer = Buffer(read_utf8_blocks(read_range.url, encoding=encoding))
     first_character = _drop_first_character(buffer)
     if first_character == "[":
         for index, raw in enumerate(_split_items(buffer)):
-            yield index, raw if isinstance(raw, BadRecord) else parse_object(raw, rule)
+            yield index, raw if isinstance(raw, BadRecord) else _parse_object(raw, rule, encoding)
     elif first_character == "{":
         for index, raw in enumerate(_split_items(buffer)):
-            record = raw if isinstance(raw, BadRecord) else parse_object(b"{%b}" % raw, rule)
+            record = raw if isinstance(raw, BadRecord) else _parse_object(b"{%b}" % raw, rule, encoding)
             if isinstance(record, dict):
                 (key, value), *_ = [*record.items(), ("", None)]  # the last pair is for an item without a key
                 record = {"$key": key, **value} if isinstance(value, dict) else BadRecord(rule)

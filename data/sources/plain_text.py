@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from data.document import BadRecord, ReadRange, Source, is_too_long, too_long_error
 from data.sources.charset import decode_html
 from data.sources.compression import read_blocks, read_utf8_blocks
+from data.sources.encodings import file_encoding
 from data.sources.records import Buffer, Records, decode_utf8, join_blocks
 
 MAX_SEPARATOR_BYTES = 64 << 10
@@ -18,24 +19,28 @@ separator (lookbehind and lookahead)."""
 
 def text_records(source: Source, read_range: ReadRange) -> Records:
     """Yield the file's text as one record, or a record for each document if the source has a separator."""
-    content = read_utf8_blocks(read_range.url)
+    encoding = file_encoding(source)
+    content = read_utf8_blocks(read_range.url, encoding=encoding)
     if source.split is None:
-        yield 0, _text_record(join_blocks(content))
+        yield 0, _text_record(join_blocks(content), encoding)
         return
     for offset, raw in _split_documents(Buffer(content), re.compile(source.split.encode())):
-        yield offset, _text_record(raw)
+        yield offset, _text_record(raw, encoding)
 
 
 def html_records(source: Source, read_range: ReadRange) -> Records:
     """Yield the file's page as one record. Its text is the HTML markup."""
     raw = join_blocks(read_blocks(read_range.url))
-    yield 0, raw if isinstance(raw, BadRecord) else {"text": decode_html(raw)}
-
-
-def _text_record(raw: bytes | BadRecord) -> dict[str, str] | BadRecord:
-    """Return the record with this text, or a BadRecord if the bytes are not UTF-8."""
     try:
-        return raw if isinstance(raw, BadRecord) else {"text": decode_utf8(raw)}
+        yield 0, raw if isinstance(raw, BadRecord) else {"text": decode_html(raw, source.encoding)}
+    except BadRecord as bad:
+        yield 0, bad
+
+
+def _text_record(raw: bytes | BadRecord, encoding: str) -> dict[str, str] | BadRecord:
+    """Return the record with this text, or a BadRecord if the bytes were not valid in the file's encoding."""
+    try:
+        return raw if isinstance(raw, BadRecord) else {"text": decode_utf8(raw, encoding)}
     except BadRecord as bad:
         return bad
 

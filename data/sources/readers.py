@@ -7,6 +7,7 @@ never stops the run and is never lost. A failing file system stops the run, beca
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
@@ -25,13 +26,24 @@ from data.document import (
     document_from_record,
     whole_file,
 )
-from data.sources.compression import is_compressed, is_damage_error, open_file, supports_ranges, utf16_encoding
+from data.sources.charset import detected_encoding, is_utf8_or_cut
+from data.sources.compression import (
+    is_compressed,
+    is_damage_error,
+    open_file,
+    read_utf8_blocks,
+    supports_ranges,
+    utf16_encoding,
+)
 from data.sources.csv_rows import csv_records
+from data.sources.encodings import check_encoding, file_encoding
 from data.sources.json_records import json_records, jsonl_records
-from data.sources.parquet_rows import parquet_metadata, parquet_records
+from data.sources.parquet_rows import parquet_metadata, parquet_records, reads_bytes
 from data.sources.plain_text import html_records, text_records
 from data.sources.records import NotADocument, Records
 from data.sources.warc import warc_records
+
+log = logging.getLogger(__name__)
 
 PROBED_RECORDS = 100
 """Number of readable records in which `check_source` looks for the columns that a source names."""
@@ -67,7 +79,7 @@ def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
 
 def _split_file(source_index: int, source: Source, url: str, num_bytes: int, range_bytes: int) -> list[ReadRange]:
     """Return the ranges of one file of `num_bytes`. If the size is not known, `num_bytes` is 0."""
-    if num_bytes > range_bytes and source.format == "jsonl" and _can_start_within_file(url):
+    if num_bytes > range_bytes and source.format == "jsonl" and _can_start_within_file(source, url):
         return [
             ReadRange(source_index, url, start, start + range_bytes, min(range_bytes, num_bytes - start))
             for start in range(0, num_bytes, range_bytes)
@@ -85,12 +97,12 @@ def _split_file(source_index: int, source: Source, url: str, num_bytes: int, ran
     return [whole_file(source_index, url, num_bytes)]
 
 
-def _can_start_within_file(url: str) -> bool:
+def _can_start_within_file(source: Source, url: str) -> bool:
     """Whether a reader can start at any byte of the file.
 
-    It cannot if the file is compressed, in an archive, encoded in UTF-16, or on a server without range requests.
+    It cannot if the file is compressed, in an archive, not in UTF-8, or on a server without range requests.
     """
-    if "::" in url or is_compressed(url) or not supports_ranges(url):
+    if "::" in url or is_compressed(url) or file_encoding(source) != "utf-8" or not supports_ranges(url):
         return False
     with open_file(url) as file:
         return utf16_encoding(file.read(4)) is None
@@ -114,7 +126,7 @@ def read_records(source: Source, read_range: ReadRange) -> Iterator[Document | Q
 def read_documents_at(source: Source, url: str, offsets: Collection[int]) -> Iterator[Document]:
     """Yield the documents at the given offsets of one file (`Document.offset`), in the file's order."""
     ranges = [whole_file(0, url)]
-    if source.format == "jsonl" and _can_start_within_file(url):
+    if source.format == "jsonl" and _can_start_within_file(source, url):
         # A range yields the records that start in it, so a range of one byte yields the record at this offset.
         ranges = [ReadRange(0, url, start=offset, stop=offset + 1, num_bytes=0) for offset in sorted(offsets)]
     for read_range in ranges:
@@ -162,12 +174,16 @@ def check_source(source: Source) -> None:
     _check_fields(location, source)
     urls = [url for url, _ in list_files_with_sizes([source.path])]
     if source.format in _FORMATS_WITHOUT_COLUMNS:
+        if source.format == "text" and (label := _likely_encoding(source, urls[0])):
+            log.warning("%s: %s is not in UTF-8; set encoding: %s if that is right", location, urls[0], label)
         return
     if source.format == "parquet":
         _check_schema(location, source, urls[:_PROBED_FILES])
     records, first_error = _probe_records(source, urls[:_PROBED_FILES])
     if not records:
         reason = f" ({first_error})" if first_error else ""
+        if label := _likely_encoding(source, urls[0]):
+            reason += f"; the file is not in UTF-8; set encoding: {label} if that is right"
         raise ValueError(
             f"{location}: no readable {source.format} record at the start of {urls[0]}; is the format right?{reason}"
         )
@@ -192,6 +208,10 @@ def _check_fields(location: str, source: Source) -> None:
             f"{location}.text: {source.text!r} cannot be chosen, because the text of a WARC record is always its HTML "
             "page; remove the field"
         )
+    if source.encoding is not None:
+        check_encoding(f"{location}.encoding", source.encoding)
+        if source.format == "warc":
+            raise ValueError(f"{location}.encoding: the pages of a WARC file say their encoding themselves; remove it")
     if source.split is not None:
         if source.format != "text":
             raise ValueError(f"{location}.split: this field is only for format text, not {source.format}; remove it")
@@ -221,11 +241,33 @@ def _check_schema(location: str, source: Source, urls: list[str]) -> None:
     """Raises ValueError if the first readable Parquet file lacks a column that the source names."""
     for url in urls:
         if metadata := parquet_metadata(url):
-            names = metadata.schema.to_arrow_schema().names
+            schema = metadata.schema.to_arrow_schema()
+            names = schema.names
+            if source.encoding is not None and not reads_bytes(source, schema):
+                raise ValueError(
+                    f"{location}.encoding: this field is for columns of bytes, but the columns that the source names "
+                    f"are strings in {url}, which are always UTF-8 in Parquet; remove it"
+                )
             for column in column_paths(source):
                 if column not in names and column.partition(".")[0].rstrip("[]") not in names:
                     _raise_missing_column(location, column, [dict.fromkeys(names)], f"not in the schema of {url}")
             return
+
+
+def _likely_encoding(source: Source, url: str) -> str | None:
+    """Return the encoding of which a file of lines or of plain text looks, if it is not UTF-8. Otherwise None.
+
+    Only the first MiB of the file is looked at. Returns None if the source names an encoding.
+    """
+    if source.encoding is not None or source.format not in ("text", "jsonl", "json", "csv"):
+        return None
+    try:
+        head = next(read_utf8_blocks(url), b"")
+    except Exception as error:
+        if not is_damage_error(error):
+            raise
+        return None
+    return None if is_utf8_or_cut(head) else detected_encoding(head)
 
 
 def _probe_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]], str]:

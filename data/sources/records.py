@@ -24,11 +24,16 @@ Records = Iterator[tuple[int, "dict[str, Any] | BadRecord | NotADocument"]]
 """(offset, record) of every record. `Quarantined.offset` defines, for each format, what the offset counts."""
 
 
-def decode_utf8(raw: bytes | bytearray) -> str:
-    """Decode UTF-8 and remove a byte order mark. Raises BadRecord that names the first byte that is not UTF-8."""
+def decode_utf8(raw: bytes | bytearray, encoding: str = "utf-8") -> str:
+    """Decode UTF-8 and remove a byte order mark. Raises BadRecord that names the first byte that is not UTF-8.
+
+    `encoding` is the encoding of the file that the bytes were converted from (`read_utf8_blocks`).
+    """
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if encoding != "utf-8":
+            raise BadRecord(f"not {encoding}: the record contains bytes that are no character") from error
         # `error.object` is `raw` without the byte order mark.
         position = error.start + len(raw) - len(error.object)
         raise BadRecord(f"not UTF-8: {error.reason} 0x{raw[position]:02x} at byte {position} of the record") from error
