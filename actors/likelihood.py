@@ -39,7 +39,7 @@ class TextScores(NamedTuple):
     """Index of the document in the split."""
     nats: np.ndarray
     """Negative log-likelihood of the document in nats: of all its tokens and of the separator after it, given the
-    separator before it."""
+    token that documents begin with."""
     num_tokens: np.ndarray
     """Number of predicted tokens, the separator after the document included."""
     num_bytes: np.ndarray
@@ -176,15 +176,15 @@ def _batches_by_length(rows: Iterable[tuple[int, TrainingRow]]) -> Iterator[list
     A row that has more positions is a batch by itself. The items of `rows` and of the batches are pairs (position of
     the document in the list of documents, row of this document).
     """
-    pending = sorted(rows, key=lambda row: -len(row[1].tokens))
+    pending = sorted(rows, key=lambda row: -len(row[1].targets))
     while pending:
-        num_rows = max(1, MAX_PASS_TOKENS // (len(pending[0][1].tokens) - 1))
+        num_rows = max(1, MAX_PASS_TOKENS // len(pending[0][1].targets))
         yield pending[:num_rows]
         pending = pending[num_rows:]
 
 
 def _to_batch(rows: Sequence[TrainingRow]) -> Batch:
     """Pad the rows to equal length. The padding is on the right, where causal attention does not see it."""
-    padded = pad_rows(rows, max(len(row.tokens) for row in rows) - 1)
+    padded = pad_rows(rows, max(len(row.targets) for row in rows))
     input_ids, targets, loss_mask, positions = (torch.from_numpy(array) for array in padded[:4])
     return Batch(input_ids, targets, loss_mask, positions, None)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cluster.paths import list_files
 from cluster.storage import Storage
 from data.chats.records import read_records
-from data.tokens.tokenizer import load_encoder, load_tokenizer, separator_id
+from data.tokens.tokenizer import document_tokens, load_encoder
 
 
 class SentencePair(NamedTuple):
@@ -74,9 +74,9 @@ def score_pairs(model_folder: Storage, pairs: Sequence[SentencePair], *, device:
     from actors.likelihood import sequence_logprobs  # imported here, because reading pairs does not need PyTorch
 
     folder = model_folder.local()
-    encoder, separator = load_encoder(folder), separator_id(load_tokenizer(folder))
+    encoder, begin = load_encoder(folder), document_tokens(folder).begin
     sentences = [sentence for pair in pairs for sentence in (pair.stereotype, pair.counterpart)]
-    ids = [[separator, *encoder.encode(sentence, add_special_tokens=False).ids] for sentence in sentences]
+    ids = [[begin, *encoder.encode(sentence, add_special_tokens=False).ids] for sentence in sentences]
     logprobs_by_sentence = sequence_logprobs(model_folder, ids, device=device)
     sentence_scores, continuation_scores = [], []
     for first in range(0, len(ids), 2):

@@ -251,7 +251,7 @@ def compare_encoding(folder: Path, rounds: int, num_bytes: int) -> list[str]:
     bare = encoder.encoding
     split = Storage(str(folder / "split"))
     manifest = ShardManifest(
-        tokenizer="sha256:benchmark", vocab_size=8192, separator=0, sources=("text",), generations=()
+        tokenizer="sha256:benchmark", vocab_size=8192, begin=0, separator=0, sources=("text",), generations=()
     )
     documents = [TextDocument(id=str(number), source="text", text=text) for number, text in enumerate(texts)]
     batches = [texts[start : start + 256] for start in range(0, len(texts), 256)]

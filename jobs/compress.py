@@ -189,7 +189,7 @@ STAGE = Stage(
 def _probes(split: Storage) -> list[list[int]]:
     """Return the first `_PROBE_TOKENS` token ids of each of the first `_PROBE_SEQUENCES` documents of a split.
 
-    The first id of each document is the separator before it.
+    The first id of each document is the token that documents begin with.
     """
     documents = ShardReader(split, sequence_length=1).documents()
     return [

@@ -241,9 +241,10 @@ def pretrain(rank_context: RankContext, payload: PretrainPayload) -> None:
         training.save_checkpoint_if_due(state)
     training.finish(state, read_base_special_tokens, tokenizer_folder)
     if rank_context.rank == 0 and config.sample_prompts:
-        tokenizer, separator = load_encoder(tokenizer_folder), reader.manifest.separator
-        prompts = [(text, [separator, *tokenizer.encode(text).ids]) for text in config.sample_prompts]
-        continue_prompts(payload.training.output, prompts, tokenizer.decode, stop_id=separator, seed=config.seed)
+        tokenizer, manifest = load_encoder(tokenizer_folder), reader.manifest
+        prompts = [(text, [manifest.begin, *tokenizer.encode(text).ids]) for text in config.sample_prompts]
+        stop_id = manifest.separator
+        continue_prompts(payload.training.output, prompts, tokenizer.decode, stop_id=stop_id, seed=config.seed)
 
 
 def step_batches(training: "StageTraining", reader: ShardReader, state: "TrainState") -> "Iterator[Sequence[Batch]]":
@@ -275,7 +276,7 @@ def validation_batches(training: "StageTraining", shards: Storage, config: Pretr
 
 STAGE = Stage(
     name="pretrain",
-    version=2,
+    version=3,
     kind="model",
     config=PretrainConfig,
     run=run,

@@ -10,6 +10,7 @@ A shard records the digest of its part. When documents are forgotten, only the s
 written again (`rebuild_stale`). `data/tokens/shard_format.py` defines the format.
 """
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from data.tokens.shard_format import (
 from data.tokens.shard_reader import check_tokenizer
 from data.tokens.shard_tasks import CorpusPart, excluded_digest, run_shard_tasks, shard_tasks, unchanged_shards
 from data.tokens.shards_summary import ShardsSummary, summarize_shards
-from data.tokens.tokenizer import fingerprint, load_tokenizer, separator_id, vocab_size
+from data.tokens.tokenizer import DocumentTokens, declare_bos, document_tokens, fingerprint, vocab_size
 from jobs.frame.artifact import WORK, Artifact, start_change
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.kinds import ShardsSizes
@@ -90,12 +91,24 @@ def check_inputs(config: ShardsConfig, inputs: Mapping[str, Artifact]) -> None:
     have been made with the same tokenizer.
     """
     folder = inputs["tokenizer"].tokenizer.local()
-    separator_id(load_tokenizer(folder))
+    around = document_tokens(folder)
     read_part_records(inputs["corpus"].storage)
     if config.grow is not None:
         for split in SPLITS:
             old = inputs["grow"].storage / split
-            check_tokenizer(old, read_manifest(old), fingerprint(folder))
+            manifest = read_manifest(old)
+            check_tokenizer(old, manifest, fingerprint(folder))
+            _check_document_tokens(manifest, around)
+
+
+def _check_document_tokens(grown: ShardManifest, around: DocumentTokens) -> None:
+    """Raises ValueError unless the documents of the shards in `grow` begin and end with the tokenizer's tokens."""
+    if (grown.begin, grown.separator) != around:
+        raise ValueError(
+            f"grow: its documents begin with token {grown.begin} and end with token {grown.separator}, but with this "
+            f"tokenizer they begin with {around.begin} and end with {around.end}; set the bos_token and eos_token in "
+            "its tokenizer_config.json to those of the shards, or make new shards without `grow`"
+        )
 
 
 def run(config: ShardsConfig, context: Context) -> ShardsSummary:
@@ -187,10 +200,12 @@ def _empty_manifests(tokenizer: Path, corpus: CorpusSummary) -> SplitManifests:
 
     Both manifests name the tokenizer in the folder `tokenizer` and the sources of the corpus.
     """
+    begin, separator = document_tokens(tokenizer)
     empty = ShardManifest(
         tokenizer=fingerprint(tokenizer),
         vocab_size=vocab_size(tokenizer),
-        separator=separator_id(load_tokenizer(tokenizer)),
+        begin=begin,
+        separator=separator,
         sources=tuple(corpus.sources),
         generations=(),
     )
@@ -221,13 +236,21 @@ def _remove_leftovers(split: Storage, manifest: ShardManifest) -> None:
 def _copy_tokenizer(source: Storage, target: Storage) -> None:
     """Copy the tokenizer files of the folder `source` to the folder `target`.
 
+    The copy begins every text with the token that the documents begin with, if this is the tokenizer's bos token. The
+    models that are trained on the shards get the copy.
+
     Raises ValueError if `source` has no fast tokenizer.
     """
     if not source.exists("tokenizer.json"):
         raise ValueError(f"tokenizer: {source.url} has no tokenizer.json; name a folder with a fast tokenizer")
-    for name in TOKENIZER_FILES:
-        if source.exists(name):
-            target.write_bytes(name, source.read_bytes(name))
+    names = [name for name in TOKENIZER_FILES if source.exists(name)]
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        for name in names:
+            (copy / name).write_bytes(source.read_bytes(name))
+        declare_bos(copy)
+        for name in names:
+            target.write_bytes(name, (copy / name).read_bytes())
 
 
 def output_sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:
@@ -258,7 +281,7 @@ def workload(config: ShardsConfig, planned: PlannedInputs) -> Workload:
 
 STAGE = Stage(
     name="shards",
-    version=3,
+    version=4,
     kind="shards",
     config=ShardsConfig,
     run=run,

@@ -88,10 +88,10 @@ class Encoder(Protocol):
         """Return the ids of each text, as uint32 [number of tokens]."""
         ...
 
-    def encode_without(self, text: str, token: int) -> np.ndarray:
-        """Return the ids of a text, as uint32 [number of tokens], without using the token with the id `token`.
+    def encode_without(self, text: str, excluded: Sequence[int]) -> np.ndarray:
+        """Return the ids of a text, as uint32 [number of tokens], without using the tokens with the ids `excluded`.
 
-        A part of the text that would become this token is encoded with other tokens, or left out if it is a single
+        A part of the text that would become such a token is encoded with other tokens, or left out if it is a single
         character.
         """
         ...
@@ -109,20 +109,20 @@ class PlainEncoder:
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
-    def encode_without(self, text: str, token: int) -> np.ndarray:
-        """Return the ids of a text without using the token with the id `token`.
+    def encode_without(self, text: str, excluded: Sequence[int]) -> np.ndarray:
+        """Return the ids of a text without using the tokens with the ids `excluded`.
 
-        The text is cut after the first character of everything that would become the token, and the substrings are
-        encoded separately. If a single character would become the token, the character is left out. If the tokenizer
+        The text is cut after the first character of everything that would become such a token, and the substrings are
+        encoded separately. If a single character would become such a token, the character is left out. If the tokenizer
         adds a space before a text, it also adds one at each cut.
         """
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        spans = [span for span, token_id in zip(encoding.offsets, encoding.ids, strict=True) if token_id == token]
+        spans = [span for span, token_id in zip(encoding.offsets, encoding.ids, strict=True) if token_id in excluded]
         cuts = sorted({start + 1 for start, end in spans if end - start > 1})
         if not cuts:
-            return np.array([token_id for token_id in encoding.ids if token_id != token], dtype=np.uint32)
+            return np.array([token_id for token_id in encoding.ids if token_id not in excluded], dtype=np.uint32)
         substrings = [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
-        return np.concatenate([self.encode_without(substring, token) for substring in substrings])
+        return np.concatenate([self.encode_without(substring, excluded) for substring in substrings])
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class TiktokenEncoder:
             return self.plain.encode_batch([text])[0]
         return self.ids[ranks]
 
-    def encode_without(self, text: str, token: int) -> np.ndarray:
-        return self.plain.encode_without(text, token)
+    def encode_without(self, text: str, excluded: Sequence[int]) -> np.ndarray:
+        return self.plain.encode_without(text, excluded)
 
 
 def fast_encoder(folder: Path, sample: Sequence[str] = ()) -> Encoder:

@@ -10,9 +10,14 @@ written last, so a split without a manifest is incomplete:
 The stream of a shard is the sequence of its token ids. Here a, b and c are the tokens of three documents, and S is the
 separator, a special token between documents. The model reads each token as an input and predicts the next token, the
 target. As a target, the separator is the last token of the document before it. As an input, it is the first token of
-the document after it. So every token of a document and the document's end are targets exactly once, no target has to be
-masked, and no token is stored twice. The document table says where documents begin. With it, training gives each
-document in a row a number, so that attention does not cross from one document to the next.
+the document after it, and a reader replaces it by the token `begin`, which is the tokenizer's bos token if it has one:
+
+    inputs    B a a a B b b B c …
+    targets   a a a S b b S c …
+
+So every token of a document and the document's end are targets exactly once, no target has to be masked, and no token
+is stored twice. The document table says where documents begin. With it, training gives each document in a row a number,
+so that attention does not cross from one document to the next.
 
 In a shard, all documents of one source follow one another; they are a `SourceRange`. The sequence length T is not part
 of the format. A reader cuts a range that begins at position f into rows. Row r is
@@ -38,7 +43,7 @@ import numpy as np
 from cluster.plain import from_plain, to_plain
 from cluster.storage import Storage
 
-FORMAT = 2
+FORMAT = 3
 """Version of this format, stored in the manifest."""
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
@@ -109,8 +114,10 @@ class ShardManifest:
     tokenizer: str
     """Fingerprint of the tokenizer (`data.tokens.tokenizer.fingerprint`)."""
     vocab_size: int
+    begin: int
+    """Id of the token that every document begins with as an input (`data.tokens.tokenizer.DocumentTokens`)."""
     separator: int
-    """Token id of the separator."""
+    """Id of the separator, the token at the end of every document."""
     sources: tuple[str, ...]
     """Names of the sources. The documents of a shard are in the order of this list."""
     generations: tuple[Generation, ...]

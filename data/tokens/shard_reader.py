@@ -45,7 +45,7 @@ class StoredDocument(NamedTuple):
     """A complete document from a shard."""
 
     tokens: np.ndarray
-    """The separator, the document's n tokens and the separator again, int64 [n + 2]."""
+    """The token that documents begin with, the document's n tokens and the separator, int64 [n + 2]."""
     num_bytes: int
     """Size of the document's text in bytes."""
     source: str
@@ -181,8 +181,10 @@ class ShardReader:
             shard = self._shard(shard_index)
             ends = np.append(shard.document_starts[1:], info.num_tokens - 1)
             for record, start, end in zip(shard.documents, shard.document_starts, ends, strict=True):
+                tokens = shard.tokens[start : end + 1].astype(np.int64)
+                tokens[0] = self.manifest.begin
                 yield StoredDocument(
-                    tokens=shard.tokens[start : end + 1].astype(np.int64),
+                    tokens=tokens,
                     num_bytes=int(record["num_bytes"]),
                     source=self.manifest.sources[int(record["source"])],
                     key=int(record["id"]),  # the column `id` holds keys
@@ -228,7 +230,11 @@ class ShardReader:
         first = source_range.first + (row_number - first_row_of_range) * self.sequence_length
         last = min(first + self.sequence_length, source_range.first + source_range.num_targets)
         low, high = np.searchsorted(shard.document_starts, [first, last])
-        return TrainingRow(shard.tokens[first : last + 1].astype(np.int64), shard.document_starts[low:high] - first)
+        tokens = shard.tokens[first : last + 1].astype(np.int64)
+        document_starts = shard.document_starts[low:high] - first
+        inputs = tokens[:-1].copy()
+        inputs[document_starts] = self.manifest.begin
+        return TrainingRow(inputs, tokens[1:], document_starts)
 
     def _shard(self, shard_index: int) -> "_Shard":
         """Return the memory-mapped files of a shard. If several threads ask for the shard, only one opens it."""

@@ -37,8 +37,10 @@ class ShardTask:
     tokenizer: str
     """Fingerprint of the tokenizer."""
     vocab_size: int
+    begin: int
+    """Id of the token that documents begin with."""
     separator: int
-    """Token id of the separator."""
+    """Id of the separator."""
     sources: tuple[str, ...]
     """Names of the sources (`ShardManifest.sources`)."""
     name: str
@@ -79,6 +81,7 @@ def shard_tasks(
             validation_fraction=validation_fraction,
             tokenizer=manifest.tokenizer,
             vocab_size=manifest.vocab_size,
+            begin=manifest.begin,
             separator=manifest.separator,
             sources=manifest.sources,
             name=f"shard-{number:05d}",

@@ -46,13 +46,14 @@ class ShardWriter:
     def add(self, documents: Sequence[TextDocument]) -> None:
         """Encode documents and add them to the shard. The documents of a source keep their order.
 
-        If the tokenizer finds the separator in a text, the text is encoded with other tokens. So the separator never
-        occurs inside a document.
+        If the tokenizer finds the separator, or the token that documents begin with, in a text, the text is encoded
+        with other tokens. So these tokens never occur inside a document.
         """
+        around = (self.manifest.begin, self.manifest.separator)
         encoded_texts = self.encoder.encode_batch([document.text for document in documents])
         for document, token_ids in zip(documents, encoded_texts, strict=True):
-            if (token_ids == self.manifest.separator).any():
-                token_ids = self.encoder.encode_without(document.text, self.manifest.separator)
+            if np.isin(token_ids, around).any():
+                token_ids = self.encoder.encode_without(document.text, around)
             tokens = token_ids.astype(self.manifest.dtype)
             encoded = _EncodedDocument(tokens, len(document.text.encode()), document_key(document.id))
             self._encoded[self._source_index[document.source]].append(encoded)

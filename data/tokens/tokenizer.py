@@ -5,11 +5,14 @@ folder of another project.
 
 In a tokenizer that Raymill trains, two special tokens mark an end. `<|endoftext|>` is the separator between documents.
 It is the tokenizer's bos and eos token, and no chat contains it. `<|end|>` is at the end of each message of a chat. For
-other tokenizers, `separator_id` and `chat_end_id` find the corresponding tokens.
+other tokenizers, `document_tokens` and `chat_end_id` find the corresponding tokens.
 
 A model folder names its end token: a base model ends a text with the separator (`read_base_special_tokens`), and a chat
 model ends a completion with the token at the end of a message (`read_chat_special_tokens`). vLLM also stops at the
 tokenizer's eos token.
+
+A document begins with the same token in shards, in evaluation and in an exported base model: the post-processor in
+tokenizer.json, which `save_tokenizer` and `declare_bos` write, adds it when transformers or vLLM encode a text.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,12 +44,15 @@ CHAT_TEMPLATE = (
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (bos := tokenizer.token_to_id(END_OF_TEXT)) is not None:
+        tokenizer.post_processor = _begin_with(END_OF_TEXT, bos)
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
+        "add_bos_token": True,
         "pad_token": PAD,
         **{name: token for name, token in (("unk_token", UNKNOWN), ("mask_token", MASK)) if token in special},
         "clean_up_tokenization_spaces": False,
@@ -75,13 +81,18 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 def _is_saved_by_raymill(folder: Path) -> bool:
     """Return whether `save_tokenizer` wrote the folder. Then the tokenizer's class is PreTrainedTokenizerFast."""
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = _read_config(folder)
     return config.get("chat_template") == CHAT_TEMPLATE and config.get("tokenizer_class") == "PreTrainedTokenizerFast"
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of tokenizer_config.json, or an empty dictionary if the folder does not have the file."""
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def load_encoder(folder: Path) -> Tokenizer:
-    """Return the tokenizer for encoding documents. It does not recognize special tokens in a text.
+    """Return the tokenizer for encoding documents. It does not recognize special tokens in a text, and adds none.
 
     A text with `<|end|>` is encoded as these characters, not as the special token. This is true for every tokenizer
     that Raymill trains, and for most others. An exception is a Unigram model with `</s>` in its vocabulary (T5, XLM-R),
@@ -89,21 +100,81 @@ def load_encoder(folder: Path) -> Tokenizer:
     """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
+    tokenizer.post_processor = None  # It would add the bos token to every text, and this function's result adds none.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the id of the separator, the special token between documents.
+class DocumentTokens(NamedTuple):
+    """The ids of the special tokens around a document. Both are the same for many tokenizers."""
 
-    The separator is `<|endoftext|>` if the tokenizer has this token, otherwise the eos token, otherwise the sep token.
-    SmolLM2 is an example with `<|endoftext|>` and a different eos token. BERT is an example without an eos token.
+    begin: int
+    """Id of the token that a model reads before the first token of a document."""
+    end: int
+    """Id of the token that a model learns to predict after the last token of a document: the separator."""
+
+
+def document_tokens(folder: Path) -> DocumentTokens:
+    """Return the special tokens around a document. A document begins with the tokenizer's bos token if it has one.
+
+    Without a bos token (Qwen 2.5), a document begins with the separator. So does a document if the tokenizer never adds
+    its bos token: because `add_bos_token` is false (Phi 3), or because its bos and eos tokens belong to chats.
+    SmolLM2-Instruct is an example of this: its bos token begins a message, and its eos token is not the separator.
+
+    Raises ValueError if the tokenizer has no tokenizer.json or no separator.
+    """
+    tokenizer = load_tokenizer(folder)
+    end = separator_id(tokenizer)
+    bos: Any = tokenizer.bos_token_id
+    if bos is None:
+        return DocumentTokens(begin=end, end=end)
+    declared = _read_config(folder).get("add_bos_token")
+    is_for_documents = tokenizer.eos_token_id == end if declared is None else declared
+    return DocumentTokens(begin=int(bos) if is_for_documents or _adds_bos(tokenizer) else end, end=end)
+
+
+def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return whether the tokenizer begins every text with its bos token."""
+    return tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+
+
+def declare_bos(folder: Path) -> None:
+    """Change the tokenizer in `folder` so that it begins every text with the token that documents begin with.
+
+    Nothing is changed if it does so already, or if documents do not begin with its bos token.
+    """
+    tokenizer = load_tokenizer(folder)
+    bos: Any = tokenizer.bos_token_id
+    if document_tokens(folder).begin != bos or _adds_bos(tokenizer):
+        return
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    adds_bos = json.loads(_begin_with(str(tokenizer.bos_token), int(bos)).__getstate__())
+    steps = [] if content["post_processor"] is None else [content["post_processor"]]
+    content["post_processor"] = {"type": "Sequence", "processors": [*steps, adds_bos]} if steps else adds_bos
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _begin_with(token: str, token_id: int) -> processors.TemplateProcessing:
+    """Return a post-processor that begins every text with a special token."""
+    template = [f"{token}:0", "$A:0"]
+    pair = [*template, f"{token}:1", "$B:1"]
+    return processors.TemplateProcessing(single=template, pair=pair, special_tokens=[(token, token_id)])
+
+
+def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the id of the separator, the special token after every document.
+
+    The separator is `<|endoftext|>` or `<|end_of_text|>` if the tokenizer has this token, otherwise the eos token,
+    otherwise the sep token. SmolLM2-Instruct and Llama-3-Instruct are examples with such a token and a different eos
+    token. BERT is an example without an eos token.
 
     Raises ValueError if the tokenizer has none of these tokens.
     """
+    vocab = tokenizer.get_vocab()
     candidates: tuple[Any, ...] = (
-        tokenizer.get_vocab().get(END_OF_TEXT),
+        *(vocab.get(token) for token in _SEPARATORS),
         tokenizer.eos_token_id,
         tokenizer.sep_token_id,
     )
@@ -111,9 +182,13 @@ def separator_id(tokenizer: "PreTrainedTokenizerBase") -> int:
         if token_id is not None:
             return int(token_id)
     raise ValueError(
-        f"tokenizer: it has neither {END_OF_TEXT} nor an eos or sep token, so no token can separate documents; "
-        "define eos_token in its tokenizer_config.json"
+        f"tokenizer: it has neither {' nor '.join(_SEPARATORS)} nor an eos or sep token, so no token can separate "
+        "documents; define eos_token in its tokenizer_config.json"
     )
+
+
+_SEPARATORS = (END_OF_TEXT, "<|end_of_text|>")
+"""Tokens that end documents in every tokenizer that has them, also if the tokenizer's eos token ends messages."""
 
 
 class SpecialTokenIds(NamedTuple):
@@ -127,10 +202,9 @@ class SpecialTokenIds(NamedTuple):
 
 
 def read_base_special_tokens(folder: Path) -> SpecialTokenIds:
-    """Return the special tokens of a base model. Both bos and eos are the separator."""
-    tokenizer = load_tokenizer(folder)
-    separator = separator_id(tokenizer)
-    return SpecialTokenIds(bos=separator, eos=separator, pad=pad_id(tokenizer))
+    """Return the special tokens of a base model. Its bos and eos tokens are those around a document."""
+    begin, end = document_tokens(folder)
+    return SpecialTokenIds(bos=begin, eos=end, pad=pad_id(load_tokenizer(folder)))
 
 
 def read_chat_special_tokens(folder: Path) -> SpecialTokenIds:

@@ -16,11 +16,13 @@ PADDING_DOCUMENT = -1
 class TrainingRow(NamedTuple):
     """A training row before padding."""
 
-    tokens: np.ndarray
-    """Token ids of n targets and their inputs, int64 [n + 1] with n <= T. The inputs are all tokens but the last. The
-    targets are all tokens but the first."""
+    inputs: np.ndarray
+    """Token ids that the model reads, int64 [n] with n <= T."""
+    targets: np.ndarray
+    """Token ids that the model predicts, int64 [n]: for each input the next token of its document, or the separator
+    after the last one."""
     document_starts: np.ndarray
-    """Indices of the inputs at which a document begins. A document begins with the separator before its text."""
+    """Indices of the inputs at which a document begins. The input there is the token that documents begin with."""
     num_context: int = 0
     """Number of targets at the beginning of the row that are not scored, because the previous row has scored them."""
 
@@ -54,12 +56,12 @@ def pad_rows(rows: Sequence[TrainingRow], sequence_length: int) -> PaddedRows:
         document_ids=np.full(shape, PADDING_DOCUMENT, dtype=np.int64),
     )
     for index, row in enumerate(rows):
-        num_targets = len(row.tokens) - 1
+        num_targets = len(row.targets)
         is_start = np.zeros(num_targets, dtype=np.int64)
         is_start[row.document_starts] = 1
         positions_in_row = np.arange(num_targets)
-        padded.input_ids[index, :num_targets] = row.tokens[:-1]
-        padded.targets[index, :num_targets] = row.tokens[1:]
+        padded.input_ids[index, :num_targets] = row.inputs
+        padded.targets[index, :num_targets] = row.targets
         padded.loss_mask[index, row.num_context : num_targets] = True
         padded.document_ids[index, :num_targets] = np.cumsum(is_start)
         newest_start = np.maximum.accumulate(positions_in_row * is_start)
@@ -70,9 +72,9 @@ def pad_rows(rows: Sequence[TrainingRow], sequence_length: int) -> PaddedRows:
 def document_rows(tokens: np.ndarray, sequence_length: int, *, overlap: int = 0) -> Iterator[TrainingRow]:
     """Yield the rows of one document such that every target is scored exactly once.
 
-    `tokens` begin and end with the separator. Every row after the first begins with `overlap` tokens that the model
-    reads as context but that are not scored again, so every scored target of these rows has at least `overlap` tokens
-    of context. With an overlap of 0, rows follow one another without shared targets.
+    `tokens` begin and end with the special tokens around a document. Every row after the first begins with `overlap`
+    tokens that the model reads as context but that are not scored again, so every scored target of these rows has at
+    least `overlap` tokens of context. With an overlap of 0, rows follow one another without shared targets.
 
     Raises ValueError if the overlap is negative or not below the sequence length.
     """
@@ -83,7 +85,7 @@ def document_rows(tokens: np.ndarray, sequence_length: int, *, overlap: int = 0)
     while num_scored < num_targets:
         num_context = overlap if num_scored else 0
         first = num_scored - num_context
-        row_tokens = tokens[first : first + sequence_length + 1]
+        last = min(first + sequence_length, num_targets)
         document_starts = np.array([0] if first == 0 else [], dtype=np.int64)
-        yield TrainingRow(row_tokens, document_starts, num_context)
-        num_scored = first + len(row_tokens) - 1
+        yield TrainingRow(tokens[first:last], tokens[first + 1 : last + 1], document_starts, num_context)
+        num_scored = last

@@ -38,6 +38,7 @@ def split(tmp_path_factory: pytest.TempPathFactory, policies: dict[str, Path]) -
     manifest = ShardManifest(
         tokenizer=fingerprint(folder),
         vocab_size=MIN_BPE_SIZE,
+        begin=separator_id(load_tokenizer(folder)),
         separator=separator_id(load_tokenizer(folder)),
         sources=("test",),
         generations=(),

@@ -134,7 +134,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     tokenizer = root / "shards" / "tokenizer"
     save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), tokenizer)
     manifest = ShardManifest(
-        tokenizer=fingerprint(tokenizer), vocab_size=MIN_BPE_SIZE, separator=0, sources=("test",), generations=()
+        tokenizer=fingerprint(tokenizer),
+        vocab_size=MIN_BPE_SIZE,
+        begin=0,
+        separator=0,
+        sources=("test",),
+        generations=(),
     )
     split = Storage(str(root / "shards" / "validation"))
     documents = [TextDocument(str(number), text, "test") for number, text in enumerate(TEXTS)]

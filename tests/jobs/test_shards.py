@@ -444,6 +444,35 @@ def test_the_tokenizer_of_a_foreign_folder_is_copied_whole(tmp_path: Path) -> No
         jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "none")))
 
 
+def llama2_artifact(folder: Path, bos: str = "<s>") -> Artifact:
+    """A tokenizer in the style of Llama 2, which does not add its bos token in tokenizer.json."""
+    tokenizer = train_tokenizer(["text number"], size=262)
+    tokenizer.add_special_tokens(["<s>", "</s>", "<x>"])
+    content = json.loads(tokenizer.to_str().replace("<|endoftext|>", "<|other|>"))
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": "</s>", "unk_token": "<x>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Artifact(Storage(str(folder)), Record(id=f"tokenizer-{bos}", stage="tokenizer", kind="tokenizer"))
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_documents_of_a_llama_2_tokenizer_begin_with_its_bos_token_also_in_the_exported_tokenizer(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    run({**inputs, "tokenizer": llama2_artifact(tmp_path / "llama")}, tmp_path / "out")
+    encoder = load_encoder(tmp_path / "llama")
+    assert (encoder.token_to_id("<s>"), encoder.token_to_id("</s>")) == (262, 263)
+    for document in ShardReader(Storage(str(tmp_path / "out/train")), sequence_length=8).documents():
+        text = encoder.decode(document.tokens[1:-1].tolist())
+        assert document.tokens.tolist() == [262, *encoder.encode(text).ids, 263]
+        assert load_tokenizer(tmp_path / "out/tokenizer")(text).input_ids == document.tokens[:-1].tolist()
+    old = Artifact(Storage(str(tmp_path / "out")), Record(id="shards-1", stage="shards", kind="shards"))
+    other = llama2_artifact(tmp_path / "other", bos="<x>")
+    with pytest.raises(ValueError, match="grow: its documents begin with token 262 .* begin with 264"):
+        run({**inputs, "tokenizer": other, "grow": old}, tmp_path / "grown")
+
+
 @pytest.mark.usefixtures("without_ray")
 def test_a_fraction_that_holds_out_nothing_is_an_error(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"validation_fraction: 1e-06 leaves no document for validation"):

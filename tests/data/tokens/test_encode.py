@@ -150,14 +150,14 @@ def test_a_text_is_encoded_without_a_token_that_it_contains() -> None:
     encoder = PlainEncoder(tokenizer)
 
     def pieces_without_token(text: str) -> str:
-        return "".join(str(tokenizer.id_to_token(int(number))) for number in encoder.encode_without(text, 0))
+        return "".join(str(tokenizer.id_to_token(int(number))) for number in encoder.encode_without(text, [0]))
 
     # The tokenizer finds the token twice, because NFKC normalizes the fullwidth signs.
     assert tokenizer.encode("a</s>a\uff1c/s\uff1e").ids.count(0) == 2
     assert pieces_without_token("a</s>a\uff1c/s\uff1e") == "\u2581a<\u2581/s>a<\u2581/s>"
     assert pieces_without_token("</s> </s>") == "\u2581<\u2581/s>\u2581<\u2581/s>"
     assert pieces_without_token("a") == "\u2581a" and pieces_without_token("") == ""
-    assert encoder.encode_without("aas", 3).tolist() == tokenizer.encode("s").ids
+    assert encoder.encode_without("aas", [3]).tolist() == tokenizer.encode("s").ids
 
 
 def test_special_tokens_in_a_text_are_encoded_as_characters(folders: dict[str, Path]) -> None:

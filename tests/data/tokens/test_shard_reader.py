@@ -30,7 +30,7 @@ TEXTS = {
 }
 
 
-EMPTY = ShardManifest(tokenizer="t", vocab_size=300, separator=S, sources=("web", "books"), generations=())
+EMPTY = ShardManifest(tokenizer="t", vocab_size=300, begin=S, separator=S, sources=("web", "books"), generations=())
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,8 @@ def test_an_epoch_predicts_every_token_exactly_once(split: Storage, encoder: Tok
     pairs: list[tuple[int, int]] = []
     for index in range(reader.num_rows):
         sample = reader.row(index)
-        assert 2 <= len(sample.tokens) <= sequence_length + 1
-        pairs += zip(sample.tokens[:-1].tolist(), sample.tokens[1:].tolist(), strict=True)
+        assert 1 <= len(sample.targets) <= sequence_length
+        pairs += zip(sample.inputs.tolist(), sample.targets.tolist(), strict=True)
     streams = [expected_stream(encoder, name) for name in TEXTS]
     assert sorted(pairs) == sorted(pair for stream in streams for pair in zip(stream, stream[1:], strict=False))
 
@@ -137,7 +137,9 @@ def test_the_order_depends_only_on_generations_seed_length_and_index(
     reader = ShardReader(split, sequence_length=2)
     streams = [expected_stream(encoder, name) for name in TEXTS]
     rows = [stream[first : first + 3] for stream in streams for first in range(0, len(stream) - 1, 2)]
-    assert [reader.row(index).tokens.tolist() for index in (5, 1)] == [rows[order[5]], rows[order[1]]]
+    for index in (5, 1):
+        row = reader.row(index)
+        assert [row.inputs[0], *row.targets] == rows[order[index]]
     manifest = read_manifest(split)
     grown = Storage(str(tmp_path))
     write_manifest(grown, ShardManifest(**{**manifest.__dict__, "generations": manifest.generations * 2}))
@@ -175,7 +177,7 @@ def test_creating_a_reader_fails_for_another_tokenizer_or_without_a_manifest(spl
     with pytest.raises(ValueError, match=r"has no manifest\.json"):
         ShardReader(Storage(str(tmp_path / "none")), sequence_length=4)
     split.write_json("manifest.json", {**split.read_json("manifest.json"), "format": 9})
-    with pytest.raises(ValueError, match="format version 9 is not supported, only version 2 is; make the shards"):
+    with pytest.raises(ValueError, match="format version 9 is not supported, only version 3 is; make the shards"):
         read_manifest(split)
 
 
@@ -263,8 +265,8 @@ def test_without_a_mixture_an_epoch_has_every_target_of_every_source_once(mixed:
     assert sorted(reader.row_numbers(range(reader.num_rows))) == list(range(len(sources_of_rows(reader))))
     pairs: list[tuple[int, int]] = []
     for index in range(reader.num_rows):
-        tokens = reader.row(index).tokens.tolist()
-        pairs += zip(tokens[:-1], tokens[1:], strict=True)
+        row = reader.row(index)
+        pairs += zip(row.inputs.tolist(), row.targets.tolist(), strict=True)
     expected: list[tuple[int, int]] = []
     for _, text in (document for documents in MIXED.values() for document in documents):
         tokens = [S, *encoder.encode(text).ids, S]

@@ -14,7 +14,7 @@ from data.tokens.shard_writer import TextDocument, write_shard
 S = 0  # the separator
 
 
-EMPTY = ShardManifest(tokenizer="t", vocab_size=300, separator=S, sources=("web", "books"), generations=())
+EMPTY = ShardManifest(tokenizer="t", vocab_size=300, begin=S, separator=S, sources=("web", "books"), generations=())
 
 
 def test_no_document_has_the_separator_even_if_the_tokenizer_finds_it_in_a_text(tmp_path: Path) -> None:

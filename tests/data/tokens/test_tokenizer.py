@@ -76,7 +76,7 @@ def test_a_document_cannot_contain_special_tokens(folder: Path) -> None:
 def test_transformers_gives_the_same_ids_and_renders_chats(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     text = "the cat's café 2018\n  <b>"
-    assert tokenizer.encode(text) == load_encoder(folder).encode(text).ids
+    assert tokenizer.encode(text) == [0, *load_encoder(folder).encode(text).ids]
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
     assert (
         tokenizer.apply_chat_template(chat, tokenize=False) == "<|system|>s<|end|><|user|>u<|end|><|assistant|>a<|end|>"

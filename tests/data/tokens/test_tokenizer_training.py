@@ -142,11 +142,12 @@ def test_transformers_gives_the_same_ids_for_every_kind(
     assert encoder.get_vocab_size() == len(transformers_tokenizer) == vocab_size(folders[name]) == SIZE
     for text in (*plain_texts[:20], *odd_texts[:-1]):
         ids = encoder.encode(text).ids
-        assert transformers_tokenizer.encode(text) == ids
+        assert transformers_tokenizer.encode(text, add_special_tokens=False) == ids
+        assert transformers_tokenizer.encode(text) == [0, *ids]
         assert transformers_tokenizer.decode(ids) == encoder.decode(ids, skip_special_tokens=False)
     special = RECIPES[name].special_tokens
     assert transformers_tokenizer.convert_tokens_to_ids(list(special)) == list(range(len(special)))
-    assert transformers_tokenizer.encode("".join(special)) == list(range(len(special)))
+    assert transformers_tokenizer.encode("".join(special), add_special_tokens=False) == list(range(len(special)))
     assert read_chat_special_tokens(folders[name]) == (0, 5, 1) and read_base_special_tokens(folders[name]) == (0, 0, 1)
     assert transformers_tokenizer.unk_token == (UNKNOWN if UNKNOWN in special else None)
     assert transformers_tokenizer.mask_token == (MASK if MASK in special else None)

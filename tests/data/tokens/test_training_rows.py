@@ -26,7 +26,7 @@ def test_an_overlap_as_long_as_the_row_is_an_error() -> None:
 
 
 def test_positions_begin_at_0_in_a_row_that_begins_inside_a_document() -> None:
-    rows = pad_rows([TrainingRow(np.array([7, 8, S, 9]), np.array([2]))], 5)
+    rows = pad_rows([TrainingRow(np.array([7, 8, S]), np.array([8, S, 9]), np.array([2]))], 5)
     assert rows.positions.tolist() == [[0, 1, 0, 0, 0]]
     assert rows.document_ids.tolist() == [[0, 0, 1, -1, -1]]
     assert rows.loss_mask.tolist() == [[True, True, True, False, False]]

@@ -74,7 +74,12 @@ def make_shards(folder: Path, texts: list[str]) -> None:
     save_tokenizer(train_tokenizer(texts, size=300), folder / "tokenizer")
     encoder = fast_encoder(folder / "tokenizer")
     empty = ShardManifest(
-        tokenizer=fingerprint(folder / "tokenizer"), vocab_size=300, separator=0, sources=("made",), generations=()
+        tokenizer=fingerprint(folder / "tokenizer"),
+        vocab_size=300,
+        begin=0,
+        separator=0,
+        sources=("made",),
+        generations=(),
     )
     manifests: list[ShardManifest] = []
     for split, part in (("train", texts[40:]), ("validation", texts[:40])):
