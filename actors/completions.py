@@ -1,26 +1,30 @@
 """Completions of evaluation prompts, sampled with vLLM engines.
 
 Before a model's completions are used, the sync check (`actors.sync_check`) compares the engine with Raymill's own
-PyTorch model.
+PyTorch model. A compressed model is completed with vLLM's int8 kernels, whose rounding depends on the processor. There
+is no bound for its logprobs here (`actors.compression` has one), but the difference is logged.
 
 Shape legend: in `model_NT`, N is the number of completions and T the number of positions of a row.
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
+from torch import Tensor
 
 from actors.engine import EngineSettings, engine_env
 from actors.generator import Generator
 from actors.generator_pool import GeneratorPool
+from actors.likelihood import load_language_model
 from actors.logprobs import batch_logprobs
 from actors.rollout import GenerationBatch, PromptRequest, Rollout, SamplingParams, engine_logprobs, rollout_batch
 from actors.settings import EVALUATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
-from actors.sync_check import LOGPROB_BOUNDS, LogprobBound, check_logprobs, check_rollouts
+from actors.sync_check import LOGPROB_BOUNDS, LogprobBound, check_logprobs, check_rollouts, logprob_difference
 from actors.weight_sync import ObjectStoreSender, WeightSnapshot
 from cluster import stage_monitor
 from cluster.heartbeat import monitored_class
@@ -29,8 +33,9 @@ from cluster.session import worker_env
 from cluster.storage import Storage
 from data.chats.records import PromptRecord
 from data.chats.template import load_chat_tokenizer
+from model.batch import Batch
 from model.huggingface import load_hf_model
-from model.huggingface_config import read_config
+from model.huggingface_config import is_quantized, read_config
 from model.precision import (
     ComputePrecision,
     autocast_dtype,
@@ -40,9 +45,15 @@ from model.precision import (
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
+log = logging.getLogger(__name__)
+
 _NUM_CHECKED_COMPLETIONS = 16
 """Maximum number of completions of each model that the sync check compares. The check runs on the driver, often without
 a GPU, so the number is small."""
+
+
+_GREEDY_LOGPROB_TEMPERATURE = 1.0
+"""Temperature of the logprobs that vLLM reports with greedy decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +135,13 @@ def complete(
 
     The keys of `prompts_by_model` and of the result are the names of the models. Models with equal model configs use
     the same engines one after the other, because starting an engine takes tens of seconds, but loading other weights
-    into a running engine takes only tens of milliseconds. The other arguments are those of `complete_tasks`. Raises
+    into a running engine takes only tens of milliseconds. A compressed model gets engines of its own, which read the
+    weights from its folder. The other arguments are those of `complete_tasks`. Raises
     EngineMismatchError when the sync check fails, for example because the logprobs of an engine differ from those of
     Raymill's model by more than a bound.
     """
     results: dict[str, list[Rollout]] = {}
-    for model_config, names in _group_by_config(prompts_by_model).items():
+    for (model_config, compressed), names in _group_by_engine(prompts_by_model).items():
         precision = require_resolved(sampling.precision)
         settings = EngineSettings(
             model=prompts_by_model[names[0]].model,
@@ -145,6 +157,10 @@ def complete(
             max_restarts=placement.max_failures,
         )
         try:
+            if compressed is not None:
+                results[compressed] = _complete_compressed(pool, prompts_by_model[compressed], sampling, model_config)
+                on_done(compressed)
+                continue
             for name, rollouts in _complete_by_model(pool, {name: prompts_by_model[name] for name in names}, sampling):
                 results[name] = rollouts
                 on_done(name)
@@ -153,12 +169,43 @@ def complete(
     return results
 
 
-def _group_by_config(prompts_by_model: Mapping[str, ModelPrompts]) -> dict[TransformerConfig, list[str]]:
-    """Group the names of the models by model config. The models of one group have equal configs."""
-    names: dict[TransformerConfig, list[str]] = {}
+class _EngineKey(NamedTuple):
+    """What the models have in common that can use the same engine."""
+
+    config: TransformerConfig
+    compressed: str | None
+    """Name of the compressed model of the engine. None if the models are not compressed."""
+
+
+def _group_by_engine(prompts_by_model: Mapping[str, ModelPrompts]) -> dict[_EngineKey, list[str]]:
+    """Group the names of the models by the engine that they can use."""
+    names: dict[_EngineKey, list[str]] = {}
     for name, model_prompts in prompts_by_model.items():
-        names.setdefault(read_config(model_prompts.model.local()), []).append(name)
+        folder = model_prompts.model.local()
+        key = _EngineKey(read_config(folder, allow_int8=True), name if is_quantized(folder) else None)
+        names.setdefault(key, []).append(name)
     return names
+
+
+def _complete_compressed(
+    pool: GeneratorPool, model_prompts: ModelPrompts, sampling: SamplingConfig, config: TransformerConfig
+) -> list[Rollout]:
+    """Return one completion of each prompt of a compressed model, with whose folder the engines were started."""
+    pool.load(WeightSnapshot(version=0, chunks=[], checksums={}, is_in_folder=True))
+    rollouts = _generate(pool, model_prompts, sampling, 0, config.vocab_size)
+    checked = rollouts[:_NUM_CHECKED_COMPLETIONS]
+    batch = rollout_batch(checked, pad_id=0)
+    precision = require_resolved(sampling.precision)
+    model_NT = _model_logprobs(load_language_model(model_prompts.model.local()), batch, sampling.temperature, precision)
+    difference = logprob_difference(batch, engine_logprobs(checked, batch), model_NT)
+    log.info(
+        "evaluate: vLLM's logprobs of the compressed model in %s differ from Raymill's by %.3f nats on average, and by "
+        "%.3f at most",
+        model_prompts.model.url,
+        difference.mean,
+        difference.max,
+    )
+    return rollouts
 
 
 def _complete_by_model(
@@ -218,15 +265,9 @@ def check_completions(
     The bound depends on `precision` and `temperature`. `current` is the snapshot from which the engine loaded `model`,
     and `previous` the snapshot that the engine had loaded before. `previous` is None for the first model of an engine.
     """
-    temperature = temperature or 1.0  # with greedy decoding, vLLM reports logprobs at temperature 1
     batch = rollout_batch(rollouts, pad_id=0)
-    model_NT = batch_logprobs(
-        model,
-        batch,
-        temperature=temperature,
-        micro_batch_size=max(1, MAX_PASS_TOKENS // batch.input_ids.shape[1]),
-        dtype=autocast_dtype(precision),
-    )
+    model_NT = _model_logprobs(model, batch, temperature, precision)
+    temperature = temperature or _GREEDY_LOGPROB_TEMPERATURE
     # The logits are divided by the temperature, so a low temperature increases the rounding errors of the logprobs.
     bound, scale = LOGPROB_BOUNDS[precision], min(1.0, temperature)
     check_logprobs(
@@ -238,6 +279,17 @@ def check_completions(
         temperature=temperature,
         current=current,
         previous=previous,
+    )
+
+
+def _model_logprobs(model: Transformer, batch: Batch, temperature: float, precision: ComputePrecision) -> Tensor:
+    """Return the logprobs [N, T] of the completions under Raymill's model, at the temperature of the engine's."""
+    return batch_logprobs(
+        model,
+        batch,
+        temperature=temperature or _GREEDY_LOGPROB_TEMPERATURE,
+        micro_batch_size=max(1, MAX_PASS_TOKENS // batch.input_ids.shape[1]),
+        dtype=autocast_dtype(precision),
     )
 
 

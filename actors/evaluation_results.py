@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from actors.completion_measures import TaskMetrics
 from actors.sentence_pairs import PairScores, SentencePair
-from model.metrics import Interval, bleu, bootstrap_interval, distinct_n, paired_bootstrap, perplexity
+from actors.text_metrics import TextRules, bleu, distinct_n
+from model.metrics import Interval, bootstrap_interval, paired_bootstrap, perplexity
 
 if TYPE_CHECKING:
     from actors.completions import Completions
@@ -47,9 +49,9 @@ class Bootstrap:
         """See `model.metrics.paired_bootstrap`."""
         return paired_bootstrap(before_N, after_N, num_resamples=self.num_resamples, seed=self.seed)
 
-    def bleu(self, texts: Sequence[str], references: Sequence[str]) -> tuple[Interval, str]:
+    def bleu(self, texts: Sequence[str], references: Sequence[str], rules: TextRules) -> tuple[Interval, str]:
         """Return corpus BLEU and sacrebleu's signature."""
-        return bleu(texts, references, num_resamples=self.num_resamples, seed=self.seed)
+        return bleu(texts, references, rules, num_resamples=self.num_resamples, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +114,10 @@ class ModelTaskResults:
     """The result of each measure, by the name of the measure: bleu of all completions together, or the mean of another
     measure over the completions."""
     signatures: dict[str, str]
-    """A short description of how a metric was computed, by the name of the metric. Only bleu has one (from
-    sacrebleu)."""
+    """A short description of how a metric was computed, by the name of the metric: the tokenizer, the normal form."""
     distinct_2: float
-    """Number of distinct word bigrams divided by the number of all word bigrams, over all completions together."""
+    """Number of distinct word bigrams divided by the number of all word bigrams, over all completions together. Words
+    are those of `data.words.plain_words`."""
     completion_length: Interval
     """Mean number of tokens in a completion."""
     finished: Interval
@@ -141,7 +143,10 @@ class TaskResults:
     """The results of all models on one task."""
 
     prompts: int
-    """Number of prompts."""
+    """Number of prompts that were completed."""
+    prompts_too_long: int = 0
+    """Number of prompts that were left out for all models, because with their completions they are longer than the
+    context of one of the models."""
     models: dict[str, ModelTaskResults]
     """Results by the name of the model."""
     compare: list[Comparison]
@@ -265,20 +270,22 @@ def task_results(
     completions: Mapping[str, Completions],
     values: Mapping[str, CompletionValues],
     *,
-    references: Sequence[str] | None,
+    metrics: TaskMetrics,
     compare: Sequence[Sequence[str]],
     bootstrap: Bootstrap,
+    num_too_long: int = 0,
 ) -> TaskResults:
     """Compute the results of one task. The keys of `completions` and `values` are the names of the models.
 
     `compare` has pairs (before, after) of names of models. A pair is left out if one of its models is not in `values`.
-    `references` are the correct answers for BLEU, or None if BLEU is not computed. `values` does not contain BLEU,
-    because BLEU has no value for a single completion.
+    `values` does not contain BLEU, because BLEU has no value for a single completion. `num_too_long` prompts were left
+    out.
     """
     return TaskResults(
         prompts=len(next(iter(completions.values())).texts),
+        prompts_too_long=num_too_long,
         models={
-            name: model_task_results(model_completions, values[name], references, bootstrap)
+            name: model_task_results(model_completions, values[name], metrics, bootstrap)
             for name, model_completions in completions.items()
         },
         compare=[
@@ -296,13 +303,14 @@ def task_results(
 
 
 def model_task_results(
-    completions: Completions, values: CompletionValues, references: Sequence[str] | None, bootstrap: Bootstrap
+    completions: Completions, values: CompletionValues, metrics: TaskMetrics, bootstrap: Bootstrap
 ) -> ModelTaskResults:
-    """Compute the results of one model's completions of one task. Without `references`, BLEU is not computed."""
+    """Compute the results of one model's completions of one task."""
     measures = {measure: bootstrap.interval(measure_values) for measure, measure_values in values.items()}
-    signatures = {}
-    if references is not None:
-        measures["bleu"], signatures["bleu"] = bootstrap.bleu(completions.texts, references)
+    signatures = metrics.signatures
+    if "bleu" in metrics.names:
+        assert metrics.text_rules is not None, "bleu needs the rules of the task's texts"
+        measures["bleu"], signatures["bleu"] = bootstrap.bleu(completions.texts, metrics.references, metrics.text_rules)
     return ModelTaskResults(
         measures=measures,
         signatures=signatures,

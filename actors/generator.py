@@ -60,6 +60,8 @@ class Generator:
             self._llm.start_weight_update()
             self._llm.update_weights({"update_info": {"chunks": snapshot.chunks}})
             self._llm.finish_weight_update(str(snapshot.version))
+        if snapshot.is_in_folder:
+            self._llm.update_weight_version(str(snapshot.version))
         return LoadReport(int(self._llm.get_weight_version()), self._checksums())
 
     def generate(self, batch: GenerationBatch) -> list[RolloutGroup]:

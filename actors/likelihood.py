@@ -7,7 +7,6 @@ Shape legend: B is the number of rows, and T the number of positions of a row.
 from __future__ import annotations
 
 import itertools
-import json
 import lzma
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from data.tokens.tokenizer import load_encoder
 from data.tokens.training_rows import TrainingRow, document_rows, pad_rows
 from model.batch import Batch, batch_from_sequences, to_device
 from model.huggingface import load_hf_model
+from model.huggingface_config import is_quantized
 from model.objectives import logprobs, nll_by_row
 from model.precision import ComputePrecision, autocast_dtype
 from model.quantize import decompress_folder, simulate_int8
@@ -98,7 +98,7 @@ def load_language_model(folder: Path) -> Transformer:
 
     A compressed (int8) model is loaded in floating point. It then rounds its weights and activations as vLLM does.
     """
-    if "quantization_config" not in json.loads((folder / "config.json").read_text()):
+    if not is_quantized(folder):
         return load_hf_model(folder)
     with tempfile.TemporaryDirectory(prefix="raymill-int8-") as decompressed:
         decompress_folder(folder, Path(decompressed))

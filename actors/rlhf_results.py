@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from model.metrics import distinct_n
+from actors.text_metrics import distinct_n
 
 
 @dataclass(frozen=True, kw_only=True)

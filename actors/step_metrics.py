@@ -15,10 +15,10 @@ from torch import Tensor
 
 from actors.rollout import Rollout
 from actors.sync_check import LogprobDifference
+from actors.text_metrics import distinct_n
 from cluster.progress import show_activity
 from model.batch import Batch
 from model.kl import bounded_log_ratio
-from model.metrics import distinct_n
 from model.train import StepReport
 
 

@@ -64,6 +64,8 @@ class WeightSnapshot:
     which send the weights from GPU to GPU and store nothing."""
     checksums: Mapping[str, str] = field(repr=False)
     """sha256 of each parameter's bytes, by Hugging Face name. Empty with nccl and ipc."""
+    is_in_folder: bool = False
+    """Whether the engine has read these weights from the folder with which it was started, so that nothing is sent."""
 
 
 @dataclass(frozen=True)

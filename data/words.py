@@ -149,6 +149,12 @@ def plain_words(text: str) -> list[str]:
     return list(chain.from_iterable(map(_PLAIN_STRINGS.__getitem__, text.split())))
 
 
+def unspaced_share(text: str) -> float:
+    """Return the share of a text's letters that belong to scripts without spaces between words, 0.0 without letters."""
+    letters = "".join(filter(str.isalpha, text))
+    return 1 - letters.translate(_CLASS_TABLE).count("o") / len(letters) if letters else 0.0
+
+
 class _ClassTable(dict[int, str]):
     """Table for `str.translate` that replaces each character by the letter of its class in `_CLASSES`.
 

@@ -9,11 +9,21 @@ Intervals come from bootstrap resampling of the records (documents, prompts or p
 
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from actors.completion_measures import METRICS, measure_completions, result_names
+from actors.answer_match import AnswerForm
+from actors.completion_measures import (
+    ANSWER_METRICS,
+    METRICS,
+    TEXT_METRICS,
+    answer_problem,
+    measure_completions,
+    result_names,
+    task_metrics,
+)
 from actors.evaluation_results import (
     COMPLETION_STATISTICS,
     Bootstrap,
@@ -71,6 +81,9 @@ _COMPLETION_S = 0.004
 _XZ_S = 1e-6
 """Seconds that `xz -9e` takes for one byte on the reference processor."""
 
+_NUM_NAMED_PROMPTS = 5
+"""Maximum number of left-out prompts that a warning names."""
+
 log = logging.getLogger(__name__)
 
 
@@ -89,6 +102,14 @@ class GenerationTask:
     was cut. If a function returns 0 or 1, its mean is the accuracy."""
     metrics: list[str] = field(default_factory=list)
     """Built-in metrics: any of bleu, rouge, exact_match and f1. They need an `answer` in every prompt's record."""
+    answer_form: AnswerForm = "plain"
+    """The normal form in which exact_match and f1 compare. plain is for any language: case, white space, quotes and
+    punctuation around an answer do not count. squad is that of SQuAD, for English and for comparisons with published
+    results: it removes articles and all ASCII punctuation, also the point of 1.5. numeric compares the values of the
+    last numbers of a completion, as many as the answer has."""
+    language: str | None = None
+    """Language of the answers, such as en or ja, by which bleu and rouge cut them into words. If unset, their script
+    decides."""
     models: list[str] = field(default_factory=list)
     """Names of the models that complete these prompts. If empty, every model completes them."""
     max_prompts: int | None = None
@@ -120,9 +141,10 @@ class EvaluateExecution(Execution):
 class EvaluateConfig:
     """`evaluate.yaml`."""
 
-    models: dict[str, str] = input_artifact("model")
+    models: dict[str, str] = input_artifact("model", "compressed_model")
     """The models to evaluate, by their names in the results. A model is a stage, an artifact or a Llama-family Hugging
-    Face folder."""
+    Face folder. A compressed model completes prompts with vLLM's int8 kernels, and its likelihoods are computed with
+    the same rounding by Raymill's model."""
     text: str | None = input_artifact("shards", default=None)
     """Shards whose validation documents are the held-out text. If unset, bits per byte are not measured."""
     text_models: list[str] = field(default_factory=list)
@@ -201,6 +223,18 @@ def _check_task(config: EvaluateConfig, where: str, task: GenerationTask) -> Non
             raise ValueError(f"{where}.metrics: {metric!r} is not one of {', '.join(METRICS)}")
     if not task.metrics and not task.measures:
         raise ValueError(f"{where}: set metrics or measures; without either, nothing would be measured")
+    if task.answer_form != "plain" and not set(ANSWER_METRICS) & set(task.metrics):
+        raise ValueError(
+            f"{where}.answer_form: {task.answer_form} would have no effect without one of {', '.join(ANSWER_METRICS)}; "
+            "remove it"
+        )
+    if task.language is not None and not set(TEXT_METRICS) & set(task.metrics):
+        raise ValueError(
+            f"{where}.language: {task.language} would have no effect without one of {', '.join(TEXT_METRICS)}; remove "
+            "it"
+        )
+    if task.language is not None and not re.fullmatch("[a-z]{2,3}", task.language):
+        raise ValueError(f"{where}.language: {task.language!r} must be a code of two or three letters, such as en")
     if task.max_prompts is not None and task.max_prompts < 1:
         raise ValueError(
             f"{where}.max_prompts: {task.max_prompts} must be at least 1; leave it unset to use all prompts"
@@ -249,14 +283,15 @@ def check_records(config: EvaluateConfig) -> None:
 
 
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError if the text, the overlap or a prompt cannot be used for one of the models.
+    """Raises ValueError if the text, the overlap or the prompts of a task cannot be used for one of the models.
 
     The text must have been tokenized with the model's tokenizer, the overlap must be below the model's max_length, and
-    a prompt with its completion must not be longer than max_length.
+    some prompt of each task must fit into the model's context with its completion.
     """
+    models = {name: inputs[f"models.{name}"].model for name in config.models}
     for name in config.models:
-        folder = inputs[f"models.{name}"].model.local()
-        max_length = read_config(folder).max_length
+        folder = models[name].local()
+        max_length = read_config(folder, allow_int8=True).max_length
         if config.text is not None and name in (config.text_models or config.models):
             split = inputs["text"].storage / "validation"
             check_tokenizer(split, read_manifest(split), fingerprint(folder))
@@ -265,44 +300,58 @@ def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None
                     f"overlap: {config.overlap} must be at least 0 and below {max_length}, {name}'s max_length"
                 )
     for task in config.generation:
-        records = _records(task)
-        for name in task.models or config.models:
-            _check_prompt_lengths(config, task, records, name, inputs[f"models.{name}"].model)
+        read_task_prompts(config, task, models)
 
 
 def _records(task: GenerationTask) -> list[PromptRecord]:
     """Read the task's prompts, at most max_prompts.
 
-    Raises ValueError for a prompt that has no `answer` although a metric needs one, and for a list of answers if a
-    metric compares with a single text.
+    Raises ValueError for a prompt whose `answer` the metrics of the task cannot use.
     """
     records = list(read_prompts(list_files([task.prompts])))[: task.max_prompts]
     for record in records:
         answer = record.record.get("answer")
-        if task.metrics and answer in (None, "", []):
-            raise ValueError(f"{record.location}: the field `answer` is missing; {', '.join(task.metrics)} need it")
-        if isinstance(answer, list) and {"bleu", "rouge"} & set(task.metrics):
-            raise ValueError(
-                f"{record.location}: `answer` is a list, but bleu and rouge compare with a single text; "
-                "make it a string"
-            )
+        if task.metrics and (problem := answer_problem(answer, task.metrics, task.answer_form)):
+            raise ValueError(f"{record.location}: {problem}")
     return records
 
 
-def _check_prompt_lengths(
-    config: EvaluateConfig, task: GenerationTask, records: Sequence[PromptRecord], name: str, model: Storage
-) -> None:
-    """Raises ValueError for a prompt that is too long for the model with this name, whose folder is `model`."""
-    max_prompt_length = read_config(model.local()).max_length - config.sampling.max_new_tokens
-    tokenizer = load_chat_tokenizer(model.local())
-    for record in records:
-        length = len(tokenizer.prompt_ids(record.messages, location=record.location))
-        if length > max_prompt_length:
-            raise ValueError(
-                f"{record.location}: the prompt has {length} tokens, but the model {name!r} takes prompts of at most "
-                f"{max_prompt_length} tokens when sampling.max_new_tokens is {config.sampling.max_new_tokens}; shorten "
-                "the prompt or decrease sampling.max_new_tokens"
-            )
+@dataclass(frozen=True)
+class TaskPrompts:
+    """The prompts of a generation task."""
+
+    records: list[PromptRecord]
+    """The prompts that are completed. They are the same for all models, so that the results can be compared."""
+    too_long: list[str]
+    """A description of each prompt that is left out, because with its completion it is longer than the context of one
+    of the task's models."""
+
+
+def read_task_prompts(config: EvaluateConfig, task: GenerationTask, models: Mapping[str, Storage]) -> TaskPrompts:
+    """Read the prompts of a task. The keys of `models` are the names of the models.
+
+    Raises ValueError if every prompt is too long, and the errors of `_records`.
+    """
+    records = _records(task)
+    too_long: dict[int, str] = {}
+    for name in task.models or config.models:
+        folder = models[name].local()
+        max_prompt_length = read_config(folder, allow_int8=True).max_length - config.sampling.max_new_tokens
+        tokenizer = load_chat_tokenizer(folder)
+        for index, record in enumerate(records):
+            length = len(tokenizer.prompt_ids(record.messages, location=record.location))
+            if length > max_prompt_length:
+                too_long[index] = (
+                    f"{record.location} ({length} tokens, but {name} takes prompts of at most {max_prompt_length} "
+                    f"tokens with sampling.max_new_tokens={config.sampling.max_new_tokens})"
+                )
+    if len(too_long) == len(records):
+        raise ValueError(
+            f"generation: none of the {len(records)} prompts of {task.name} fits into the context of its models: "
+            f"{too_long[0]}; shorten the prompts or decrease sampling.max_new_tokens"
+        )
+    fitting = [record for index, record in enumerate(records) if index not in too_long]
+    return TaskPrompts(fitting, [too_long[index] for index in sorted(too_long)])
 
 
 # The run.
@@ -443,7 +492,17 @@ def generate(
 
     Returns the results by the task's name, and the samples of all tasks. Here, a task is a `GenerationTask`.
     """
-    records = {task.name: _records(task) for task in config.generation}
+    prompts_by_task = {task.name: read_task_prompts(config, task, models) for task in config.generation}
+    for name, task_prompts in prompts_by_task.items():
+        if task_prompts.too_long:
+            log.warning(
+                "evaluate: %d prompts of %s are left out, because they are too long: %s%s",
+                len(task_prompts.too_long),
+                name,
+                ", ".join(task_prompts.too_long[:_NUM_NAMED_PROMPTS]),
+                ", …" if len(task_prompts.too_long) > _NUM_NAMED_PROMPTS else "",
+            )
+    records = {name: task_prompts.records for name, task_prompts in prompts_by_task.items()}
     completions = _complete(config, models, records)
     results: dict[str, TaskResults] = {}
     samples: list[EvaluationSample] = []
@@ -452,14 +511,19 @@ def generate(
         # A `Verifier` calls any user-provided function. Here, the functions are the task's `measures`.
         programs = [read_verifier_program(measure) for measure in task.measures]
         verifiers = {program.function_name: Verifier(program) for program in programs}
+        metrics = task_metrics(task.metrics, answer_form=task.answer_form, language=task.language, records=prompts)
         # `values` has, for each model and each measure or metric except bleu, one value for each prompt.
         values = {
-            name: measure_completions(model_completions, prompts, verifiers=verifiers, metrics=task.metrics)
+            name: measure_completions(model_completions, prompts, verifiers=verifiers, metrics=metrics)
             for name, model_completions in completions_by_model.items()
         }
-        references = [str(record.record["answer"]) for record in prompts] if "bleu" in task.metrics else None
         results[task.name] = task_results(
-            completions_by_model, values, references=references, compare=config.compare, bootstrap=bootstrap
+            completions_by_model,
+            values,
+            metrics=metrics,
+            compare=config.compare,
+            bootstrap=bootstrap,
+            num_too_long=len(prompts_by_task[task.name].too_long),
         )
         samples += task_samples(task.name, [record.text for record in prompts], completions_by_model, values)
     return results, samples
@@ -535,7 +599,7 @@ def workload(config: EvaluateConfig, planned: PlannedInputs) -> Workload:
 
 STAGE = Stage(
     name="evaluate",
-    version=2,
+    version=3,
     kind="evaluation",
     config=EvaluateConfig,
     run=run,

@@ -88,11 +88,37 @@ def hf_config(
     }
 
 
-def read_config(folder: Path) -> TransformerConfig:
+def int8_quantization() -> dict[str, Any]:
+    """Return the `quantization_config` of a model that `model.quantize.compress_folder` wrote.
+
+    It says that weights are int8 with a scale per channel, and activations int8 with a scale per token.
+    """
+    int8_format = {"num_bits": 8, "type": "int", "symmetric": True}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**int8_format, "strategy": "channel", "dynamic": False},
+                "input_activations": {**int8_format, "strategy": "token", "dynamic": True},
+            }
+        },
+    }
+
+
+def is_quantized(folder: Path) -> bool:
+    """Return whether the model in a folder with a config.json is compressed."""
+    return "quantization_config" in json.loads((folder / "config.json").read_text())
+
+
+def read_config(folder: Path, *, allow_int8: bool = False) -> TransformerConfig:
     """Read the architecture of the Llama model in a folder from its config.json.
 
-    Raises ValueError for a folder without config.json, for a model of a different type, and for a setting that
-    `Transformer` does not support.
+    With `allow_int8`, the model may be compressed as `int8_quantization` says. Raises ValueError for a folder without
+    config.json, for a model of a different type, and for a setting that `Transformer` does not support.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -100,6 +126,8 @@ def read_config(folder: Path) -> TransformerConfig:
     values = json.loads(path.read_text())
     if values.get("model_type") != "llama":
         raise ValueError(f"{path}: model_type={values.get('model_type')!r}, only 'llama' is supported")
+    if allow_int8 and values.get("quantization_config") == int8_quantization():
+        values["quantization_config"] = None
     for name, allowed in _SUPPORTED_VALUES.items():
         if values.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {name}={values[name]!r} is not supported, it must be {allowed[0]!r}")

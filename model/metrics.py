@@ -1,7 +1,6 @@
-"""Evaluation metrics with bootstrap confidence intervals: perplexity, BLEU, ROUGE, exact match, F1, distinct-n.
+"""Perplexity, and estimates with bootstrap confidence intervals. `actors.text_metrics` has the metrics of texts.
 
-The functions take strings and arrays and run no model. BLEU is computed by sacrebleu and ROUGE by rouge-score, so that
-they are comparable with published results.
+The functions take arrays and run no model.
 
 Suffixes of array names give their dimensions: N records, R bootstrap resamples, C columns.
 """
@@ -9,17 +8,12 @@ Suffixes of array names give their dimensions: N records, R bootstrap resamples,
 from __future__ import annotations
 
 import math
-import re
-import string
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sacrebleu.metrics.bleu import BLEU
 
-ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 _MAX_SAMPLED_INDICES = 2_000_000
 """Maximum number of record indices that a bootstrap samples at once. They take 16 MB, however many resamples there are.
 One resample is never split, so with more records than this number it takes more memory."""
@@ -102,6 +96,23 @@ def paired_bootstrap(
     return bootstrap_interval(after_N - before_N, level=level, num_resamples=num_resamples, seed=seed)
 
 
+def bootstrap_statistic(
+    columns_NC: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], float],
+    value: float,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return `value` with the confidence interval of a statistic that depends only on sums over the N records.
+
+    `statistic` computes it from the column sums [C] of a resample. `value` is the statistic of all records.
+    """
+    sums_RC = _resample_sums(columns_NC, num_resamples=num_resamples, seed=seed)
+    return _percentile_interval(value, np.array([statistic(sums_C) for sums_C in sums_RC]), level)
+
+
 def _resample_sums(columns_NC: NDArray[np.float64], *, num_resamples: int, seed: int) -> NDArray[np.float64]:
     """Return the column sums [R, C] of R resamples. A resample has N rows, sampled with replacement."""
     generator = np.random.default_rng(seed)
@@ -118,104 +129,3 @@ def _percentile_interval(value: float, resampled_R: NDArray[np.float64], level: 
     tail_share = (1.0 - level) / 2
     low, high = np.quantile(resampled_R, [tail_share, 1.0 - tail_share])
     return Interval(value=float(value), low=float(low), high=float(high), level=level)
-
-
-def bleu(
-    predictions: Sequence[str],
-    references: Sequence[str],
-    *,
-    level: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[Interval, str]:
-    """Return corpus BLEU between 0 and 100 with its confidence interval, and sacrebleu's signature.
-
-    references[i] is the only reference of predictions[i]. The signature lists the settings and the version with which
-    sacrebleu computed the score.
-    """
-    _require_equal_length(predictions, references)
-    metric = BLEU()
-    score_of_all = metric.corpus_score(list(predictions), [list(references)])
-    segments = [metric.corpus_score([p], [[r]]) for p, r in zip(predictions, references, strict=True)]
-    # Corpus BLEU is a function of n-gram counts summed over the segments. A resample therefore sums the counts of its
-    # segments and does not tokenize them again.
-    statistics_NC = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in segments], dtype=np.float64)
-    sums_RC = _resample_sums(statistics_NC, num_resamples=num_resamples, seed=seed).astype(np.int64)
-    order = metric.max_ngram_order
-    scores = [
-        BLEU.compute_bleu(
-            correct=row[2 : 2 + order].tolist(),
-            total=row[2 + order :].tolist(),
-            sys_len=int(row[0]),
-            ref_len=int(row[1]),
-            smooth_method=metric.smooth_method,
-            smooth_value=metric.smooth_value,
-            effective_order=metric.effective_order,
-        ).score
-        for row in sums_RC
-    ]
-    return _percentile_interval(score_of_all.score, np.array(scores), level), str(metric.get_signature())
-
-
-def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
-    """Return {name: F-measure of each record}, where name is one of `ROUGE_TYPES`.
-
-    references[i] is the only reference of predictions[i]. An F-measure is between 0 and 1. Words are stemmed (Porter).
-    """
-    # Imported here, so that `raymill plan` does not import nltk and scikit-learn, which takes three seconds.
-    from rouge_score import rouge_scorer
-    from rouge_score.tokenizers import DefaultTokenizer
-
-    _require_equal_length(predictions, references)
-    # This is the scorer's default tokenizer. It is created here because the scorer logs a line when it creates one.
-    scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=DefaultTokenizer(use_stemmer=True))
-    scores = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
-    return {name: [float(score[name].fmeasure) for score in scores] for name in ROUGE_TYPES}
-
-
-def _require_equal_length(predictions: Sequence[str], references: Sequence[str]) -> None:
-    if not predictions or len(predictions) != len(references):
-        raise ValueError(
-            f"there are {len(predictions)} predictions and {len(references)} references: the numbers must be equal and "
-            f"at least 1"
-        )
-
-
-def normalize_answer(text: str) -> str:
-    """Normalize text as SQuAD does (arXiv 1606.05250): lower case, no punctuation, no articles, single spaces."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1.0 if the normalized prediction equals one of the normalized accepted answers, else 0.0."""
-    return float(normalize_answer(prediction) in {normalize_answer(answer) for answer in answers})
-
-
-def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Return the highest word F1 that the prediction has with one of the accepted answers, after normalization."""
-    return max(_token_f1(prediction, answer) for answer in answers)
-
-
-def _token_f1(prediction: str, answer: str) -> float:
-    predicted, expected = normalize_answer(prediction).split(), normalize_answer(answer).split()
-    if not predicted or not expected:
-        return float(predicted == expected)
-    num_shared = (Counter(predicted) & Counter(expected)).total()
-    return 2 * num_shared / (len(predicted) + len(expected))
-
-
-def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Return the number of distinct word n-grams divided by the number of all word n-grams (arXiv 1510.03055).
-
-    The n-grams of all texts are counted together. Without any n-gram the result is 0.0. The result falls when there are
-    more or longer texts, so it is comparable only between sets of completions of the same prompts.
-
-    There is no confidence interval, because a bootstrap would underestimate distinct-n: sampling texts with replacement
-    repeats n-grams.
-    """
-    ngrams: Counter[tuple[str, ...]] = Counter()
-    for text in texts:
-        words = text.lower().split()
-        ngrams.update(zip(*(words[offset:] for offset in range(n)), strict=False))
-    return len(ngrams) / ngrams.total() if ngrams else 0.0

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.huggingface import hf_name, load_hf_model
+from model.huggingface_config import int8_quantization
 from model.precision import ComputePrecision, torch_dtype
 
 INT8_MAX = 127
@@ -119,7 +120,7 @@ def compress_folder(source: Path, target: Path, *, kept_dtype: ComputePrecision 
         source,
         target,
         compressed,
-        config | {"dtype": kept_dtype, "quantization_config": quantization_config()},
+        config | {"dtype": kept_dtype, "quantization_config": int8_quantization()},
     )
     return CompressedSize(
         original_bytes=sum(file.stat().st_size for file in source.glob("*.safetensors")),
@@ -156,21 +157,3 @@ def _write_folder(source: Path, target: Path, tensors: dict[str, Tensor], config
             shutil.copyfile(file, target / file.name)
     save_file(tensors, target / _WEIGHTS_FILE, metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def quantization_config() -> dict[str, Any]:
-    """Return the `quantization_config` of config.json for int8 weights per channel and int8 activations per token."""
-    int8_format = {"num_bits": 8, "type": "int", "symmetric": True}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized",
-        "quantization_status": "compressed",
-        "ignore": ["lm_head"],
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {**int8_format, "strategy": "channel", "dynamic": False},
-                "input_activations": {**int8_format, "strategy": "token", "dynamic": True},
-            }
-        },
-    }

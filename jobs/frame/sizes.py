@@ -67,7 +67,7 @@ def shards_sizes(planned_input: Job | Artifact) -> ShardsSizes:
 def model_config_of(planned_input: Job | Artifact) -> TransformerConfig:
     """Return the config of the model that an input refers to. The model is a language model or a reward model."""
     if isinstance(planned_input, Artifact):
-        return read_config(planned_input.model.local())
+        return read_config(planned_input.model.local(), allow_int8=planned_input.kind == "compressed_model")
     return cast(TransformerConfig, planned_input.output_sizes)
 
 

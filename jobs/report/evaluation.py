@@ -149,7 +149,7 @@ def _completion_results(name: str, task: TaskResults, order: Sequence[str]) -> H
     rows.append(["length in tokens", *(format_interval(model.completion_length) for model in models.values())])
     rows.append(["ended before the maximum length", *(format_interval(model.finished) for model in models.values())])
     rows.append(["variety (distinct-2)", *(element("b", f"{model.distinct_2:.3f}") for model in models.values())])
-    signatures = {text for model in models.values() for text in model.signatures.values()}
+    signatures = {item for model in models.values() for item in model.signatures.items()}
     changes = [
         (readable_name(comparison.measure), comparison.difference, f"{comparison.before} to {comparison.after}")
         for comparison in task.compare
@@ -167,10 +167,20 @@ def _completion_results(name: str, task: TaskResults, order: Sequence[str]) -> H
     ]
     return join(
         element("h3", f"Completions of {task.prompts:,} prompts: {readable_name(name)}"),
+        element("p", _left_out(task.prompts_too_long), class_="note") if task.prompts_too_long else None,
         table(["", *models], rows, numeric=range(1, len(models) + 1)),
         grid(charts) if charts else None,
-        [element("p", f"How BLEU was computed: {signature}", class_="note") for signature in sorted(signatures)],
+        [
+            element("p", f"How {readable_name(metric)} was computed: {signature}", class_="note")
+            for metric, signature in sorted(signatures)
+        ],
     )
+
+
+def _left_out(prompts_too_long: int) -> str:
+    """Return a sentence on the prompts that were too long."""
+    prompts = "1 more prompt was" if prompts_too_long == 1 else f"{prompts_too_long:,} more prompts were"
+    return f"{prompts} left out: longer, with the completion, than the context of one of the models."
 
 
 def _stereotype_results(bias: Mapping[str, Mapping[str, GroupBias]], order: Sequence[str]) -> Html:

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from actors.completion_measures import TaskMetrics
 from actors.completions import Completions
 from actors.evaluation_results import (
     COMPLETION_STATISTICS,
@@ -65,7 +66,7 @@ def test_a_task_compares_only_models_that_completed_it() -> None:
     results = task_results(
         {"sft": completions("a b"), "rlhf": completions("a c")},
         {"sft": {"gold": [0.0, 1.0]}, "rlhf": {"gold": [1.0, 1.0]}},
-        references=None,
+        metrics=TaskMetrics(names=("exact_match",), answer_form="numeric"),
         compare=[["sft", "rlhf"], ["sft", "base"]],
         bootstrap=bootstrap,
     )
@@ -78,4 +79,5 @@ def test_a_task_compares_only_models_that_completed_it() -> None:
         *COMPLETION_STATISTICS,
     }
     assert all_results.by_key()["sft/chat/completion_length"] == 2.0
-    assert results.models["rlhf"].completion_length.value == 2.0 and not results.models["rlhf"].signatures
+    assert results.models["rlhf"].completion_length.value == 2.0
+    assert results.models["rlhf"].signatures == {"exact_match": "form:numeric"}

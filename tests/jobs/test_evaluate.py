@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from actors.completion_measures import accepted_answers
+from actors.evaluation_results import EvaluationResults
+from cluster.plain import from_plain
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.tokens.encode import fast_encoder
@@ -22,7 +24,7 @@ from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.compress import STAGE as COMPRESS
 from jobs.compress import CompressConfig
-from jobs.evaluate import STAGE, EvaluateConfig
+from jobs.evaluate import STAGE, EvaluateConfig, read_task_prompts
 from jobs.frame.artifact import Artifact
 from jobs.frame.config_loader import build
 from jobs.frame.record import Record
@@ -31,12 +33,16 @@ from jobs.frame.stages import find_stage
 from model.heads import ScalarModel
 from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
+from model.quantize import compress_folder
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
 PAIRS = "configs/tiny/stereotype_pairs.jsonl"
 SIZES: Any = {"width": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 96, "max_length": 128}
 TEXTS = [f"document number {number} says {number * number} and little else" for number in range(12)]
+
+
+TASK = {"name": "a", "prompts": "p"}
 
 
 def config_of(**changes: Any) -> EvaluateConfig:
@@ -66,6 +72,16 @@ def config_of(**changes: Any) -> EvaluateConfig:
             {"generation": [{"name": "a", "prompts": "p", "measures": ["configs/tiny/gold.py:gone"]}]},
             "generation\\[0\\].measures: .*no function 'gone'; it defines asks_question",
         ),
+        ({"generation": [{**TASK, "metrics": ["f1"], "answer_form": "squads"}]}, "answer_form"),
+        (
+            {"generation": [{**TASK, "metrics": ["bleu"], "answer_form": "squad"}]},
+            r"generation\[0\].answer_form: squad would have no effect without one of exact_match, f1",
+        ),
+        (
+            {"generation": [{**TASK, "metrics": ["f1"], "language": "de"}]},
+            r"generation\[0\].language: de would have no effect without one of bleu, rouge",
+        ),
+        ({"generation": [{**TASK, "metrics": ["rouge"], "language": "German"}]}, "'German' must be a code"),
         ({"reward": "reward"}, "reward and preferences: set both"),
         ({"compare_with_xz": True}, "compare_with_xz: set `text` too"),
         ({"sampling": {"max_new_tokens": 0}}, "sampling: "),
@@ -210,6 +226,47 @@ def test_a_whole_evaluation(inputs: dict[str, Artifact], ray_session: None, tmp_
 
 
 @pytest.mark.slow
+def test_a_compressed_model_is_evaluated_beside_the_original(
+    inputs: dict[str, Artifact], ray_session: None, tmp_path: Path
+) -> None:
+    compress_folder(inputs["sft"].model.local(), tmp_path / "int8" / "model")
+    prompts = [{"prompt": f"hello {number}", "answer": "fine"} for number in range(3)] + [{"prompt": "long " * 30}]
+    task = {
+        "name": "chat",
+        "prompts": write_lines(tmp_path / "prompts.jsonl", prompts),
+        "measures": ["configs/tiny/gold.py:asks_question"],
+    }
+    config = config_of(
+        models={"sft": "sft", "int8": "compress", "rlhf": "rlhf"},
+        text="shards",
+        generation=[task],
+        precision="float32",
+        sampling={"max_new_tokens": 8, "temperature": 1.0, "precision": "float32"},
+        compare=[["sft", "int8"]],
+        stereotype_pairs=PAIRS,
+    )
+    compressed = artifact(tmp_path / "int8", "compress")
+    given = {"models.sft": inputs["sft"], "models.int8": compressed, "models.rlhf": inputs["rlhf"]}
+    _, output = run(STAGE, config, given | {"text": inputs["shards"]}, tmp_path / "out")
+    results = from_plain(EvaluationResults, output.read_json("results.json"))
+    assert results.text is not None and results.generation is not None and results.bias is not None
+    original, int8 = (results.text.models[name].bits_per_byte.value for name in ("sft", "int8"))
+    assert original != int8 and original == pytest.approx(int8, rel=0.02)
+    chat = results.generation["chat"]
+    assert chat.prompts == 3 and chat.prompts_too_long == 1
+    assert set(chat.models) == set(results.bias) == {"sft", "int8", "rlhf"}
+    samples = [json.loads(line)["completions"] for line in output.read_bytes("samples.jsonl").decode().splitlines()]
+    # int8 rounding changes few tokens, and another model's completions share almost none.
+    assert similarity(samples, "sft", "int8") > similarity(samples, "sft", "rlhf") + 0.2
+
+
+def similarity(samples: list[dict[str, Any]], first: str, second: str) -> float:
+    """Return the share of equal characters at equal positions in the completions of two models."""
+    pairs = [pair for sample in samples for pair in zip(sample[first]["text"], sample[second]["text"], strict=False)]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+@pytest.mark.slow
 def test_a_whole_compression(inputs: dict[str, Artifact], ray_session: None, tmp_path: Path) -> None:
     config = CompressConfig(model="rlhf", text="shards")
     given = {"model": inputs["rlhf"], "text": inputs["shards"]}
@@ -233,19 +290,31 @@ def test_text_of_another_tokenizer_is_refused(inputs: dict[str, Artifact], tmp_p
         STAGE.check_inputs(build(EvaluateConfig, {"models": {"m": "sft"}, "text": "shards"}), given)
 
 
-def test_a_prompt_that_leaves_no_room_is_named(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "short"}, {"prompt": "long " * 30}])
+@pytest.mark.parametrize("long_prompt", ["long " * 30, "很长的问题" * 12, "🙂" * 40], ids=["en", "zh", "emoji"])
+def test_a_prompt_that_leaves_no_room_is_left_out_and_named(
+    inputs: dict[str, Artifact], tmp_path: Path, long_prompt: str
+) -> None:
+    path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "short"}, {"prompt": long_prompt}, {"prompt": "end"}])
     task = {"name": "chat", "prompts": path, "measures": ["configs/tiny/gold.py:asks_question"]}
     config = config_of(models={"sft": "sft"}, generation=[task])
-    with pytest.raises(
-        ValueError, match="prompts.jsonl:2: the prompt has 153 tokens, but the model 'sft' takes prompts of at most"
-    ):
-        STAGE.check_inputs(config, {"models.sft": inputs["sft"]})
+    STAGE.check_inputs(config, {"models.sft": inputs["sft"]})
+    prompts = read_task_prompts(config, config.generation[0], {"sft": inputs["sft"].model})
+    assert [record.text for record in prompts.records] == ["short", "end"]
+    (description,) = prompts.too_long
+    num_tokens = len(long_prompt.encode()) + 3  # the byte tokenizer's, and the template's
+    assert description.startswith(f"{path}:2 ({num_tokens} tokens, but sft takes prompts of at most 64 tokens")
+
+
+def test_a_task_without_a_prompt_that_fits_is_refused_before_work(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "long " * 30}])
+    task = {"name": "chat", "prompts": path, "measures": ["configs/tiny/gold.py:asks_question"]}
+    with pytest.raises(ValueError, match="none of the 1 prompts of chat fits .*prompts.jsonl:1 .153 tokens, but sft"):
+        STAGE.check_inputs(config_of(models={"sft": "sft"}, generation=[task]), {"models.sft": inputs["sft"]})
 
 
 def test_a_metric_needs_an_answer_to_compare_with(tmp_path: Path) -> None:
     for record, message in (
-        ({"prompt": "hi"}, "the field `answer` is missing"),
+        ({"prompt": "hi"}, "the field `answer` is missing or empty"),
         ({"prompt": "hi", "answer": ["a"]}, "make it a string"),
     ):
         path = write_lines(tmp_path / "prompts.jsonl", [record])

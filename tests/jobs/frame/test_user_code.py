@@ -125,7 +125,7 @@ def test_a_module_that_could_not_be_imported_on_the_cluster_is_rejected(
     [
         "try:\n    import ujson_of_no_use as json\nexcept ImportError:\n    import json\n",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import types_of_nowhere\n",
-        "import numpy.linalg\nfrom importlib import metadata\nfrom model.metrics import distinct_n\n",
+        "import numpy.linalg\nfrom importlib import metadata\nfrom model.metrics import perplexity\n",
     ],
 )
 def test_optional_and_installed_modules_are_accepted(
