@@ -35,6 +35,7 @@ from jobs.frame.plan import plan, plan_table
 from jobs.frame.same_code import require_same_code
 from jobs.frame.shortages import find_shortages
 from jobs.frame.stages import STAGES
+from jobs.frame.token_table import check_token_table
 
 log = logging.getLogger("raymill")
 
@@ -401,6 +402,7 @@ def _open_model(location: str) -> Artifact:
         raise ValueError(
             f"{artifact.id} is a {artifact.kind}, not a model; pass the folder of a {' or '.join(HUGGING_FACE_KINDS)}"
         )
+    check_token_table(artifact)
     return artifact
 
 

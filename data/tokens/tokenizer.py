@@ -241,8 +241,11 @@ def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def vocab_size(folder: Path) -> int:
-    """Return the number of rows that the embedding table needs: the highest token id plus one."""
-    return max(load_encoder(folder).get_vocab(with_added_tokens=True).values()) + 1
+    """Return the number of rows that the embedding table needs: the highest token id plus one.
+
+    Special tokens count too that only tokenizer_config.json names, because transformers gives them the next ids.
+    """
+    return max(load_tokenizer(folder).get_vocab().values()) + 1
 
 
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

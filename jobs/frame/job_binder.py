@@ -15,6 +15,7 @@ from jobs.frame.job import Job
 from jobs.frame.references import ConfigInput, find_inputs, match_sources
 from jobs.frame.stage import Stage
 from jobs.frame.stages import STAGES, find_stage, stage_name_of
+from jobs.frame.token_table import check_token_table
 
 
 class Binder:
@@ -90,8 +91,9 @@ class Binder:
     def _resolve_input(self, label: str, name: str, config_input: ConfigInput) -> Job | Artifact:
         """Return the job or the artifact that an input of the config `name` refers to.
 
-        Raises ValueError if the input refers to nothing, to a config that has an error, or to an artifact of a wrong
-        kind. The error message begins with `label`, which names the file of the config and the field of the input.
+        Raises ValueError if the input refers to nothing, to a config that has an error, to an artifact of a wrong kind,
+        or to a model that cannot read every token of its tokenizer. The error message begins with `label`, which names
+        the file of the config and the field of the input.
         """
         other = self.config_of_input(name, config_input, label=label)
         if other is not None:
@@ -112,6 +114,11 @@ class Binder:
             raise ValueError(
                 f"{label}: {value!r} has the kind {resolved.kind}; this input accepts {' or '.join(config_input.kinds)}"
             )
+        if isinstance(resolved, Artifact):
+            try:
+                check_token_table(resolved)
+            except ValueError as error:
+                raise ValueError(f"{label}: {error}") from error
         return resolved
 
     def config_of_input(self, name: str, config_input: ConfigInput, *, label: str | None = None) -> str | None:
