@@ -86,7 +86,10 @@ class Source:
     page, from which the step `extract_html` extracts the plain text. A `warc` file contains the responses of a web
     crawl. Its HTML pages become documents, also with their markup as text, and have the columns `url`, `date`, `id` (of
     the WARC record), `status`, `content_type`, `headers.NAME` (headers of the WARC record) and `http.NAME` (HTTP
-    headers), with NAME in lower case.
+    headers), with NAME in lower case. A page without a Content-Type is recognized by its first bytes, as in a browser.
+    Records of the type `resource` have no `status` and no `http.NAME`. The same holds for those of the type
+    `conversion`, which a WET file consists of. Their plain text becomes a document without any extraction. All other
+    records are counted by their kind.
     """
     text: str = "text"
     """Column that contains the text. `a.b` is the field `b` of the object `a`. `a[].b` is the field `b` of every object
@@ -108,6 +111,9 @@ class Source:
     order mark always has priority. In a `parquet` file, it is the encoding of columns of bytes, by default UTF-8. For
     `html` files, it has priority over what a page declares. By default, a page is decoded as a browser does it, and its
     encoding is detected if it declares none. The pages of `warc` files say their encoding themselves."""
+    error_pages: bool = False
+    """For `warc` files, also read the pages of responses with another HTTP status than 200 to 299, such as error pages
+    and redirects. By default they are counted by their status and do not become documents."""
     fraction: float = 1.0
     """Share of the source's documents to use. A hash of the id selects them."""
 

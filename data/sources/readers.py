@@ -212,6 +212,8 @@ def _check_fields(location: str, source: Source) -> None:
         check_encoding(f"{location}.encoding", source.encoding)
         if source.format == "warc":
             raise ValueError(f"{location}.encoding: the pages of a WARC file say their encoding themselves; remove it")
+    if source.error_pages and source.format != "warc":
+        raise ValueError(f"{location}.error_pages: this field is only for format warc, not {source.format}; remove it")
     if source.split is not None:
         if source.format != "text":
             raise ValueError(f"{location}.split: this field is only for format text, not {source.format}; remove it")

@@ -1,4 +1,7 @@
-"""Reader of the format `warc` (ISO 28500, version 1.1): the HTML pages among the responses that a crawler received.
+"""Reader of the format `warc` (ISO 28500, version 1.1): the HTML pages of a crawl, or the plain texts in a WET file.
+
+A page is a `response` of a web server, or a `resource` that was stored without HTTP headers. A WET file has a record
+`conversion` for each page, with the plain text that was extracted from it. Other records are counted by their kind.
 
 A file is a sequence of records. Each record is often a gzip or zstd member of its own.
 
@@ -9,14 +12,13 @@ continues at the next member that begins with a record.
 """
 
 import re
-import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import zstandard
 
 from data.document import BadRecord, ReadRange, Source, is_too_long, too_long_error
-from data.sources.charset import decode_html
+from data.sources.charset import decode_html, decode_plain_text
 from data.sources.compression import (
     CODECS,
     Codec,
@@ -28,27 +30,57 @@ from data.sources.compression import (
     supports_ranges,
     zstd_decompressor,
 )
+from data.sources.http_message import (
+    HTML,
+    PLAIN_TEXT,
+    XHTML,
+    Response,
+    decode_body,
+    parse_content_type,
+    parse_headers,
+    parse_response,
+    sniff_page,
+)
 from data.sources.records import Buffer, NotADocument, Records
 
-_HTML_TYPES = ("text/html", "application/xhtml+xml")
 _MAX_HEADER_BYTES = 1 << 20
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _MAGIC = b"WARC/"
 _RECORD_START = re.compile(rb"WARC/\d\.\d\r?\n(?=[A-Za-z])")
 _RESPONSE = "response"
+_CONVERSION = "conversion"
+_KINDS_WITHOUT_HTTP = ("resource", _CONVERSION)
+"""The kinds of records whose block is the content itself."""
 _TRUNCATED = "the file ends within the record"
 _DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # begins the skippable zstd frame that contains the dictionary of a .warc.zst
 _SEARCH_BYTES = 1 << 20
 
 
+class _WarcRecord(NamedTuple):
+    """A record as it is in the file."""
+
+    headers: dict[str, str]
+    """Values of the headers by name in lower case."""
+    block: bytes
+
+
+_StoredRecords = Iterator[tuple[int, _WarcRecord | BadRecord | NotADocument]]
+"""(offset, record) of every record of a file."""
+
+
 def warc_records(source: Source, read_range: ReadRange) -> Records:
     """Yield (offset, record) for every WARC record of a file, and for every section that cannot be read.
 
-    The record is a dict of columns for an HTML page, a `BadRecord` for a page that cannot be decoded or a section that
-    cannot be read, and a `NotADocument` for any other WARC record. The offset counts decompressed bytes. Bytes that are
-    skipped after damage in a compressed file are not counted.
+    The record is a dict of columns for an HTML page or a converted text, a `BadRecord` for a page that cannot be
+    decoded or a section that cannot be read, and a `NotADocument` for any other WARC record. The offset counts
+    decompressed bytes. Bytes that are skipped after damage in a compressed file are not counted.
     """
-    url = read_range.url
+    for offset, record in _stored_records(read_range.url):
+        yield offset, _to_record(source, *record) if isinstance(record, _WarcRecord) else record
+
+
+def _stored_records(url: str) -> _StoredRecords:
+    """Yield every record of a file, and a BadRecord for every section that cannot be read."""
     codec = CODECS.get(file_extension(url))
     if codec is None:
         yield from _read_stream(Buffer(read_blocks(url)))
@@ -66,7 +98,7 @@ def warc_records(source: Source, read_range: ReadRange) -> Records:
         yield from _read_members(url, file, codec)
 
 
-def _read_members(url: str, file: IO[bytes], codec: Codec) -> Records:
+def _read_members(url: str, file: IO[bytes], codec: Codec) -> _StoredRecords:
     """Yield every record of a compressed file. Each damaged section of the file is one BadRecord.
 
     Reading continues after the damage, unless the server of the file does not support range requests.
@@ -134,7 +166,7 @@ def _read_dictionary(file: IO[bytes], codec: Codec) -> zstandard.ZstdCompression
     return zstandard.ZstdCompressionDict(content)
 
 
-def _read_stream(buffer: Buffer) -> Records:
+def _read_stream(buffer: Buffer) -> _StoredRecords:
     """Yield every record of a decompressed stream. Each broken section of the stream is one BadRecord."""
     while _skip_blank_lines(buffer):
         offset = buffer.offset
@@ -151,7 +183,7 @@ def _skip_blank_lines(buffer: Buffer) -> bool:
             return False
 
 
-def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotADocument:
+def _read_record(buffer: Buffer) -> _WarcRecord | BadRecord | NotADocument:
     """Read the record at the start of the buffer and drop it from the buffer.
 
     If the record is broken, everything up to the next record is dropped.
@@ -165,7 +197,7 @@ def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotADocument:
     head = bytes(buffer.data[:header_end])
     if _RECORD_START.search(head, len(_MAGIC)):
         return _skip_broken_record(buffer, "another record begins within the record's header")
-    warc_headers = _parse_headers(head)
+    warc_headers = parse_headers(head)
     length = warc_headers.get("content-length", "")
     if not re.fullmatch(r"[0-9]{1,18}", length):
         return _skip_broken_record(buffer, f"Content-Length {length!r} is not a number")
@@ -175,7 +207,9 @@ def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotADocument:
         kind = warc_headers.get("warc-type", "")
         if not is_complete:
             return BadRecord(f"malformed WARC: {_TRUNCATED}")
-        return too_long_error() if kind == _RESPONSE else NotADocument(kind)
+        is_document = parse_content_type(warc_headers.get("content-type", "")).name in _document_types(kind)
+        is_document &= kind in _KINDS_WITHOUT_HTTP
+        return too_long_error() if kind == _RESPONSE or is_document else NotADocument(kind)
     if not buffer.fill(block_end):
         return _skip_broken_record(buffer, _TRUNCATED)
     buffer.fill(block_end + 4)  # The two line ends after the block. They may be missing at the end of the file.
@@ -183,7 +217,7 @@ def _read_record(buffer: Buffer) -> dict[str, Any] | BadRecord | NotADocument:
         return _skip_broken_record(buffer, f"Content-Length {int(length)} does not lead to the record's end")
     block = bytes(buffer.data[block_start:block_end])
     buffer.drop(block_end)
-    return _to_record(warc_headers, block)
+    return _WarcRecord(warc_headers, block)
 
 
 def _is_record_end(tail: bytes) -> bool:
@@ -204,133 +238,47 @@ def _skip_broken_record(buffer: Buffer, reason: str) -> BadRecord:
     return BadRecord(f"malformed WARC: {reason}")
 
 
-def _parse_headers(head: bytes) -> dict[str, str]:
-    """Parse the headers after the first line. Names become lower case, and the values of repeated headers are joined.
-
-    A line that begins with a space or a tab continues the previous header.
-    """
-    headers: dict[str, str] = {}
-    name = ""
-    for line in re.split(r"\r?\n", head.decode("utf-8", "replace"))[1:]:
-        if line[:1] in (" ", "\t") and name:
-            headers[name] += f" {line.strip()}"
-            continue
-        name, _, value = line.partition(":")
-        name = name.strip().lower()
-        headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
-    return headers
-
-
-def _to_record(warc_headers: dict[str, str], block: bytes) -> dict[str, Any] | BadRecord | NotADocument:
-    """Return the columns of an HTML page, or a NotADocument with the record's kind if there is no HTML page.
+def _to_record(source: Source, warc_headers: dict[str, str], block: bytes) -> dict[str, Any] | BadRecord | NotADocument:
+    """Return the columns of a page or a plain text, or a NotADocument with the record's kind if it is none.
 
     Returns a BadRecord for a page that cannot be decoded.
     """
     kind = warc_headers.get("warc-type", "")
-    if kind != _RESPONSE:
-        return NotADocument(kind)
-    end = _BLANK_LINE.search(block)
-    if not block.startswith(b"HTTP/") or end is None:
-        return NotADocument(f"{kind} without HTTP")
-    http_headers = _parse_headers(block[: end.start()])
-    content_type, _, parameters = http_headers.get("content-type", "").partition(";")
-    content_type = content_type.strip().lower()
-    if content_type not in _HTML_TYPES:
-        return NotADocument(f"{kind} {content_type}".strip())
+    if kind not in (_RESPONSE, *_KINDS_WITHOUT_HTTP):
+        return NotADocument(kind or "record without WARC-Type")
+    if kind == _RESPONSE:
+        response = parse_response(block)
+        if response is None:
+            return NotADocument(f"{kind} without HTTP")
+        if response.status is not None and not 200 <= response.status < 300 and not source.error_pages:
+            return NotADocument(f"{kind} with status {response.status}")
+        media_type = parse_content_type(response.headers.get("content-type", ""))
+    else:
+        response = Response(None, {}, block)
+        media_type = parse_content_type(warc_headers.get("content-type", ""))
+    if media_type.name not in ("", *_document_types(kind)):
+        return NotADocument(f"{kind} {media_type.name}")
     try:
-        page = _decode_body(block[end.end() :], http_headers)
+        body = decode_body(response)
+        content_type = media_type.name or sniff_page(body)
+        if not content_type:
+            return NotADocument(f"{kind} without Content-Type")
+        decode = decode_plain_text if content_type == PLAIN_TEXT else decode_html
+        text = decode(body, media_type.charset)
     except BadRecord as bad:
         return bad
-    charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", parameters, re.IGNORECASE)
     return {
-        "text": decode_html(page, charset[1] if charset else None),
+        "text": text,
         "url": warc_headers.get("warc-target-uri", "").strip("<>"),  # some programs write WARC/1.0 URLs as <URL>
         "date": warc_headers.get("warc-date"),
         "id": warc_headers.get("warc-record-id"),
-        "status": _http_status(block),
+        "status": response.status,
         "content_type": content_type,
         "headers": warc_headers,
-        "http": http_headers,
+        "http": response.headers,
     }
 
 
-def _http_status(block: bytes) -> int | None:
-    """Return the status code of an HTTP response, such as 200."""
-    status = re.match(rb"HTTP/\S+ +(\d{3})", block)
-    return int(status[1]) if status else None
-
-
-def _decode_body(body: bytes, http_headers: dict[str, str]) -> bytes:
-    """Undo HTTP's transfer and content encodings. Raises BadRecord for a body that cannot be decoded.
-
-    Many crawlers store a decoded body with the original headers. So a body that does not look encoded is returned
-    unchanged.
-    """
-    if "chunked" in http_headers.get("transfer-encoding", "").lower():
-        body = _join_chunks(body)
-    for encoding in reversed(http_headers.get("content-encoding", "").lower().replace(" ", "").split(",")):
-        body = _decompress_body(body, encoding)
-    return body
-
-
-def _join_chunks(body: bytes) -> bytes:
-    """Join the chunks of a body with the transfer encoding `chunked` (RFC 9112, 7.1).
-
-    A body that does not consist of chunks is returned unchanged.
-    """
-    parts: list[bytes] = []
-    position = 0
-    while size := re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").match(body, position):
-        chunk_bytes = int(size[1], 16)
-        if chunk_bytes == 0:
-            return b"".join(parts)
-        parts.append(body[size.end() : size.end() + chunk_bytes])
-        position = size.end() + chunk_bytes + 2
-    return b"".join(parts) if parts and position >= len(body) else body
-
-
-def _decompress_body(body: bytes, encoding: str) -> bytes:
-    """Undo one content encoding. Raises BadRecord for a damaged body and for an encoding that is not supported."""
-    if not body or encoding in ("", "identity", "none"):
-        return body
-    if encoding in ("gzip", "x-gzip"):
-        return _inflate(body, zlib.MAX_WBITS | 16) if body.startswith(CODECS["gz"].magic) else body
-    if encoding == "deflate":  # by RFC 9110 this is zlib's format, but some servers send a raw deflate stream
-        is_zlib = len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-        return body if body.lstrip()[:1] == b"<" else _inflate(body, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-    if encoding == "zstd":
-        return _join_bounded(_decompress(zstd_decompressor(), body)) if body.startswith(CODECS["zst"].magic) else body
-    if body.lstrip()[:1] == b"<":
-        return body
-    raise BadRecord(f"page with the content encoding {encoding}, which is not supported")
-
-
-def _inflate(body: bytes, wbits: int) -> bytes:
-    """Decompress a deflate stream in the format that zlib's `wbits` names."""
-    return _join_bounded(_decompress(zlib.decompressobj(wbits), body))
-
-
-def _decompress(decompressor: Any, body: bytes) -> Iterator[bytes]:
-    """Yield the decompressed body in pieces, because a small body may expand to a huge page.
-
-    Each piece comes from 2 KiB of the body. Raises BadRecord for a damaged or truncated body.
-    """
-    try:
-        for begin in range(0, len(body), 2048):
-            if decompressor.eof:
-                return
-            yield decompressor.decompress(body[begin : begin + 2048])
-    except (zlib.error, zstandard.ZstdError) as error:
-        raise BadRecord(f"page whose compressed body is damaged: {error}") from error
-    if not decompressor.eof:
-        raise BadRecord("page whose compressed body is truncated")
-
-
-def _join_bounded(pieces: Iterator[bytes]) -> bytes:
-    """Join the pieces. Raises BadRecord as soon as they are too long together."""
-    joined = bytearray()
-    for piece in pieces:
-        joined += piece
-        if is_too_long(len(joined)):
-            raise too_long_error()
-    return bytes(joined)
+def _document_types(kind: str) -> tuple[str, ...]:
+    """Return the media types of the records of this kind that become documents."""
+    return (HTML, XHTML, PLAIN_TEXT) if kind == _CONVERSION else (HTML, XHTML)

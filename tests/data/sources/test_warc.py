@@ -182,6 +182,169 @@ def test_the_charset_of_http_has_priority_over_that_of_the_page(tmp_path: Path, 
     assert [text[-1] for text in find(tmp_path / "a.warc", "warc").texts] == ["Ж", "ф"]
 
 
+def untyped(body: bytes, *http: str) -> bytes:
+    head = "".join(f"{line}\r\n" for line in ("HTTP/1.1 200 OK", *http))
+    return record("response", head.encode() + b"\r\n" + body, WARC_Target_URI="http://example.org/")
+
+
+def test_the_texts_of_a_wet_file_are_plain_text(tmp_path: Path, find: Callable) -> None:
+    texts = ["if a<b and b<c: <b>no tag</b>\n", "Ж &amp; 漢字\n", "caf\u00e9 ε ø"]
+    records = [record("warcinfo", b"")]
+    for number, text in enumerate(texts):
+        records.append(
+            record(
+                "conversion",
+                text.encode(),
+                Content_Type="text/plain",
+                WARC_Target_URI=f"http://example.org/{number}",
+                WARC_Record_ID=f"<urn:uuid:{number}>",
+            )
+        )
+    records += [
+        record("conversion", b"%PDF-1.4", Content_Type="application/pdf"),
+        record("metadata", b"fetchTimeMs: 1"),
+    ]
+    (tmp_path / "a.warc.wet.gz").write_bytes(pack_gzip(records))
+    check_source(Source(name="s", path=f"{tmp_path}/*.wet.gz", format="warc", metadata=["url"], id="id"))
+    found = find(tmp_path / "a.warc.wet.gz", "warc", metadata=["url", "status", "content_type"])
+    assert found.texts == texts and not found.bad
+    assert {document.content_type for document in found.documents} == {"text/plain"}
+    first = {"url": "http://example.org/0", "status": None, "content_type": "text/plain"}
+    assert found.documents[0].metadata == first
+    assert [other.kind for other in found.others] == ["warcinfo", "conversion application/pdf", "metadata"]
+
+
+def test_a_resource_is_the_content_itself(tmp_path: Path, find: Callable) -> None:
+    records = [
+        record("resource", "<p>Ж".encode("cp1251"), Content_Type="text/html; charset=windows-1251"),
+        record("resource", b"<!DOCTYPE html><p>untyped"),
+        record("resource", b"\x89PNG", Content_Type="image/png"),
+        record("resource", b"name,value", Content_Type="text/plain"),
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    found = find(tmp_path / "a.warc", "warc")
+    assert found.texts == ["<p>Ж", "<!DOCTYPE html><p>untyped"]
+    assert [other.kind for other in found.others] == ["resource image/png", "resource text/plain"]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"<html><p>x", "text/html"),
+        (b"\r\n\t <!DocType HTML><p>x", "text/html"),
+        (b"<title>x</title>", "text/html"),
+        (b"<!-- note --><p>x", "text/html"),
+        (b"<P >x", "text/html"),
+        (
+            b"<?xml version='1.0'?>\n<!DOCTYPE html PUBLIC '-//W3C//DTD XHTML 1.0'><html>x</html>",
+            "application/xhtml+xml",
+        ),
+        (b"<?xml version='1.0'?><rss>x</rss>", None),
+        (b"plain <p>x", None),
+        (b"<pre>x", None),
+        (b"<people>x", None),
+        (b"%PDF-1.7", None),
+        (b"", None),
+    ],
+)
+def test_a_page_without_a_content_type_is_recognized_as_in_a_browser(
+    tmp_path: Path, find: Callable, body: bytes, content_type: str | None
+) -> None:
+    for headers in ([], ["Content-Type: html"], ["Content-Type:"], ["Content-Type: charset=utf-8"]):
+        (tmp_path / "a.warc").write_bytes(untyped(body, *headers))
+        found = find(tmp_path / "a.warc", "warc")
+        if content_type is None:
+            assert [other.kind for other in found.others] == ["response without Content-Type"]
+        else:
+            assert [(document.text, document.content_type) for document in found.documents] == [
+                (body.decode(), content_type)
+            ]
+
+
+def test_of_several_content_types_the_last_valid_one_counts(tmp_path: Path, find: Callable) -> None:
+    kinds = [
+        "text/plain, text/html",
+        "text/html;charset=koi8-r, text/html",
+        'text/html; a="x,y", nonsense',
+        "image/png",
+    ]
+    (tmp_path / "a.warc").write_bytes(
+        b"".join(response(number, b"\xf6", kind=kind) for number, kind in enumerate(kinds))
+    )
+    found = find(tmp_path / "a.warc", "warc")
+    assert found.texts == ["ö", "Ж", "ö"]
+    assert [other.kind for other in found.others] == ["response image/png"]
+
+
+def test_error_pages_and_redirects_are_counted_unless_the_source_wants_them(tmp_path: Path, find: Callable) -> None:
+    statuses = ["200 OK", "404 Not Found", "301 Moved", "206 Partial Content", "503", "304 Not Modified", "nonsense"]
+    (tmp_path / "a.warc").write_bytes(b"".join(response(n, b"<p>x", status=s) for n, s in enumerate(statuses)))
+    found = find(tmp_path / "a.warc", "warc", metadata=["status"])
+    assert [document.metadata["status"] for document in found.documents] == [200, 206, None]
+    assert [other.kind for other in found.others] == [f"response with status {n}" for n in (404, 301, 503, 304)]
+    found = find(tmp_path / "a.warc", "warc", metadata=["status"], error_pages=True)
+    assert [document.metadata["status"] for document in found.documents] == [200, 404, 301, 206, 503, 304, None]
+    with pytest.raises(ValueError, match=r"sources\.s\.error_pages: this field is only for format warc"):
+        check_source(Source(name="s", path=f"{tmp_path}/*", format="html", error_pages=True))
+
+
+LONG_BODY = b"<p>" + b"".join(b"line %d of a longer page\r\n" % number for number in range(40)) + b"</p>"
+
+
+def wrongly_chunked(body: bytes, errors: list[int], *, end: bytes = b"0\r\n\r\n") -> bytes:
+    """Return the body in as many chunks as there are errors, each with its size changed by the error."""
+    step = -(-len(body) // len(errors))
+    parts = [body[start : start + step] for start in range(0, len(body), step)]
+    return (
+        b"".join(b"%x\r\n%b\r\n" % (len(part) + error, part) for part, error in zip(parts, errors, strict=True)) + end
+    )
+
+
+@pytest.mark.parametrize(
+    "errors", [[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0], [0, 0, -1], [2, -2, 1], [1, 1, 1], [-30, 30, 0], [5]]
+)
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", b"0\r\nExpires: never\r\n\r\n"])
+def test_a_body_with_wrong_chunk_sizes_is_read_whole(
+    tmp_path: Path, find: Callable, errors: list[int], end: bytes
+) -> None:
+    body = wrongly_chunked(LONG_BODY, errors, end=end)
+    (tmp_path / "a.warc").write_bytes(response(1, body, "Transfer-Encoding: chunked") + response(2, b"<p>y"))
+    assert find(tmp_path / "a.warc", "warc").texts == [LONG_BODY.decode(), "<p>y"]
+    packed = wrongly_chunked(gzip.compress(LONG_BODY, mtime=0), [max(-5, min(error, 5)) for error in errors])
+    headers = ("Transfer-Encoding: chunked", "Content-Encoding: gzip")
+    (tmp_path / "a.warc").write_bytes(response(1, packed, *headers))
+    assert find(tmp_path / "a.warc", "warc").texts == [LONG_BODY.decode()]
+
+
+@pytest.mark.parametrize("errors", [[500, 0, 0], [0, -200, 0], [0, 0, 5000]])
+def test_a_body_whose_chunks_cannot_be_found_is_quarantined(tmp_path: Path, find: Callable, errors: list[int]) -> None:
+    body = wrongly_chunked(LONG_BODY, errors)
+    (tmp_path / "a.warc").write_bytes(response(1, body, "Transfer-Encoding: chunked") + response(2, b"<p>y"))
+    found = find(tmp_path / "a.warc", "warc")
+    assert found.texts == ["<p>y"]
+    assert [bad.reason.partition(":")[0] for bad in found.bad] == ["page with a wrong chunk size"]
+
+
+def test_a_body_that_the_crawl_cut_is_read_up_to_its_end(tmp_path: Path, find: Callable) -> None:
+    whole = wrongly_chunked(LONG_BODY, [0, 1, 0], end=b"")
+    for body in (whole, whole[:-2], whole[:-100]):
+        (tmp_path / "a.warc").write_bytes(response(1, body, "Transfer-Encoding: chunked"))
+        (text,) = find(tmp_path / "a.warc", "warc").texts
+        assert LONG_BODY.decode().startswith(text) and len(text) >= len(LONG_BODY) - 98
+
+
+def test_chunks_may_be_separated_by_line_feeds(tmp_path: Path, find: Callable) -> None:
+    body = wrongly_chunked(b"<p>" + b"x" * 90, [0, 1, -1]).replace(b"\r\n", b"\n")
+    (tmp_path / "a.warc").write_bytes(response(1, body, "Transfer-Encoding: chunked"))
+    assert find(tmp_path / "a.warc", "warc").texts == ["<p>" + "x" * 90]
+
+
+def test_a_body_that_only_looks_like_a_chunk_is_not_changed(tmp_path: Path, find: Callable) -> None:
+    body = b"Dad\r\ncame home"
+    (tmp_path / "a.warc").write_bytes(response(1, body, "Transfer-Encoding: chunked"))
+    assert find(tmp_path / "a.warc", "warc").texts == [body.decode()]
+
+
 def test_responses_without_html_or_http_are_not_pages(tmp_path: Path, find: Callable) -> None:
     records = [response(1, b"{}", kind="application/json"), record("response", b"dns"), record("revisit", b"")]
     (tmp_path / "a.warc").write_bytes(b"".join(records))
