@@ -55,7 +55,7 @@ from data.corpus.forget import Corpus, apply_changes, stage_changes
 from data.corpus.origins import names_by_source, number_files, write_file_names
 from data.corpus.part_tasks import write_parts
 from data.corpus.parts import MAX_PARTS, PARTS_JSON, PartRecord, part_record, read_part_records
-from data.corpus.quarantine import write_quarantine
+from data.corpus.quarantine import QUARANTINE, write_quarantine
 from data.corpus.work import CorpusWork
 from data.document import Source
 from data.sources.compression import is_compressed
@@ -208,6 +208,10 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
         fairness = None if execution.workers == 0 else fairness_thread.submit(ledger)
         tasks = plan_cleaning_tasks(files, ranges, execution.task_mib << 20)
         cleaned = run_cleaning_tasks(work, tasks, workers=execution.workers)
+        names = names_by_source(config.sources, files)
+        # Written now, because the errors of an empty corpus and of later phases leave the user these files.
+        quarantine_files = [result.quarantine_file for result in cleaned if result.quarantine_file]
+        write_quarantine(output, work.folder, quarantine_files, names)
         parts = write_parts(
             work,
             [chunk for result in cleaned for chunk in result.chunk_files],
@@ -219,12 +223,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     # Zero counts for every source, so that the summary also has the sources without a record.
     zero = {source.name: SourceCounts() for source in config.sources}
     summary = summarize(sum_by_source([zero, *(result.counts for result in cleaned)]), records, parts.mixture_shares)
-    names = names_by_source(config.sources, files)
-    # Written before the check, because an error for an empty corpus may refer the user to these files.
-    write_quarantine(
-        output, work.folder, [result.quarantine_file for result in cleaned if result.quarantine_file], names
-    )
-    check_not_empty(summary)
+    check_not_empty(summary, f"{output.url}/{QUARANTINE}")
     output.write_json(PARTS_JSON, to_plain(records))
     output.write_json(FAIRNESS, to_plain(fairness.result() if fairness else ledger()))
     write_file_names(output, names)

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from data.corpus.parts import PartCounts, PartRecord
 
+_MAX_KINDS = 50
+"""Number of kinds of other records that a summary names for a source."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCounts:
@@ -23,6 +26,8 @@ class SourceCounts:
     others: int = 0
     """Number of records that are not meant to be documents, such as requests in a WARC file. They are not counted in
     `read`."""
+    other_kinds: dict[str, int] = field(default_factory=dict)
+    """Number of these records of each kind (`SkippedRecord.kind`)."""
     bytes_read: int = 0
     """Total bytes of the texts of all documents before cleaning."""
     kept: int = 0
@@ -39,6 +44,7 @@ class SourceCounts:
             read=self.read + other.read,
             quarantined=self.quarantined + other.quarantined,
             others=self.others + other.others,
+            other_kinds=_sum_by_name([self.other_kinds, other.other_kinds]),
             bytes_read=self.bytes_read + other.bytes_read,
             kept=self.kept + other.kept,
             bytes=self.bytes + other.bytes,
@@ -67,6 +73,7 @@ class CorpusSummary:
     """Number of parts."""
     mixture: dict[str, float]
     """Share of each source's documents that the mixture keeps. Empty without a mixture."""
+    other_kinds: dict[str, int] = field(default_factory=dict)
 
 
 def sum_by_source(counts: Iterable[Mapping[str, SourceCounts]]) -> dict[str, SourceCounts]:
@@ -89,7 +96,8 @@ def summarize(
     """
     part_counts = sum_by_source(_source_counts(part.counts) for part in parts)
     by_source = {
-        name: _check_counts(name, counts + part_counts.get(name, SourceCounts())) for name, counts in sources.items()
+        name: _check_counts(name, _bound_kinds(counts + part_counts.get(name, SourceCounts())))
+        for name, counts in sources.items()
     }
     all_counts = list(by_source.values())
     return CorpusSummary(
@@ -104,6 +112,7 @@ def summarize(
         content_digest=_content_digest(parts),
         parts=len(parts),
         mixture=dict(mixture),
+        other_kinds=_sum_by_name(counts.other_kinds for counts in all_counts),
     )
 
 
@@ -124,23 +133,26 @@ def summary_without_forgotten(
     return summarize(sources, parts, summary.mixture)
 
 
-def check_not_empty(summary: CorpusSummary) -> None:
+def check_not_empty(summary: CorpusSummary, quarantine_url: str = "") -> None:
     """Raises ValueError if no document is kept. The message names the most frequent reason why documents were lost.
 
-    If no record was read at all, the message says so.
+    If no record was read at all, the message says so. `quarantine_url` is the folder that lists the quarantined
+    records.
     """
     if summary.documents:
         return
     if not summary.read:
+        kinds = sorted(summary.other_kinds.items(), key=lambda item: -item[1])
+        named = ": " + ", ".join(f"{kind} {count:,}" for kind, count in kinds) if kinds else ""
         raise ValueError(
             "corpus: the sources contain no record that is meant to be a document "
-            f"({summary.others:,} other records were skipped); add files to the sources"
+            f"({summary.others:,} other records were skipped{named}); add files to the sources"
         )
     losses = sorted({**summary.dropped, "quarantine": summary.quarantined}.items(), key=lambda item: -item[1])
     counts_by_reason = ", ".join(f"{reason} {count:,}" for reason, count in losses if count)
     most_frequent = losses[0][0]
     remedies = {
-        "quarantine": "see the corpus's folder quarantine for the reasons",
+        "quarantine": f"see the corpus's folder quarantine {quarantine_url} for the reasons",
         "empty": "check that the sources contain text and that no step removes all of it",
         "forgotten": "add documents that are not forgotten to the sources",
         "fraction": "raise the fraction of the sources",
@@ -168,6 +180,15 @@ def _check_counts(source: str, counts: SourceCounts) -> SourceCounts:
         f"{source}: {counts.read} records were read, but {total} were kept, dropped or quarantined: {counts}"
     )
     return counts
+
+
+def _bound_kinds(counts: SourceCounts) -> SourceCounts:
+    """Return the counts with the rare kinds of other records added up, because a crawl may have any number of kinds."""
+    kinds = sorted(counts.other_kinds.items(), key=lambda item: (-item[1], item[0]))
+    if len(kinds) <= _MAX_KINDS:
+        return counts
+    rare = sum(count for _, count in kinds[_MAX_KINDS:])
+    return replace(counts, other_kinds=_sum_by_name([dict(kinds[:_MAX_KINDS]), {"rarer kinds": rare}]))
 
 
 def _sum_by_name(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -5,6 +5,7 @@ A chunk is an intermediate file that the tasks of the second half read (`chunks.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -152,6 +153,7 @@ def _clean_batch(batch: _Batch, work: CorpusWork) -> _CleanedBatch:
         read=num_bad + len(documents),
         quarantined=num_bad,
         others=len(batch.records) - num_bad - len(documents),
+        other_kinds=Counter(record.kind for record in batch.records if isinstance(record, SkippedRecord)),
         bytes_read=sum(len(document.text.encode()) for document in documents),
         dropped={"forgotten": len(documents) - len(not_forgotten)},
         changed=dict(cleaned.num_changes),

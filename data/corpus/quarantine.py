@@ -13,6 +13,10 @@ def quarantine_lines(records: Iterable[Quarantined]) -> Iterator[bytes]:
     return (json_line(record._asdict()) for record in records)
 
 
+QUARANTINE = "quarantine"
+"""Folder of a corpus with the quarantine files."""
+
+
 def write_quarantine(
     output: Storage, folder: Storage, task_files: Sequence[str], source_names: Mapping[str, Mapping[str, str]]
 ) -> None:
@@ -23,7 +27,7 @@ def write_quarantine(
     """
     # The tasks are in the order of the sources, so all records of a source are consecutive.
     for source, records in groupby(_read_quarantine(folder, task_files), key=lambda record: record.source):
-        with output.writing(f"quarantine/{source}.jsonl") as file:
+        with output.writing(f"{QUARANTINE}/{source}.jsonl") as file:
             file.writelines(
                 quarantine_lines(record._replace(file=source_names[source][record.file]) for record in records)
             )

@@ -44,10 +44,27 @@ def report_corpus(artifact: Artifact) -> ReportPart:
     by_source = table(header, rows, numeric=range(1, 6))
     return ReportPart(
         section=section(
-            "corpus", "Corpus", introduction, share_bar(outcomes), by_source, _changes(summary), _fairness(artifact)
+            "corpus",
+            "Corpus",
+            introduction,
+            share_bar(outcomes),
+            by_source,
+            _other_records(summary),
+            _changes(summary),
+            _fairness(artifact),
         ),
         facts=[f"{format_bytes(summary.bytes)} of text"],
     )
+
+
+def _other_records(summary: CorpusSummary) -> Html | None:
+    """Return a line with the number of records of each kind that are not meant to be documents. None if there are
+    none."""
+    if not summary.other_kinds:
+        return None
+    kinds = sorted(summary.other_kinds.items(), key=lambda item: -item[1])
+    text = "Not counted above, because they are not meant to be documents: "
+    return element("p", text + ", ".join(f"{kind} {count:,}" for kind, count in kinds) + ".", class_="note")
 
 
 def _changes(summary: CorpusSummary) -> Html | None:

@@ -262,6 +262,50 @@ def test_the_quarantine_of_an_empty_corpus_is_written_before_the_error_that_name
     assert len(Storage(str(tmp_path / "out")).read_jsonl("quarantine/s.jsonl")) == 1
 
 
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [("text", "caf\xe9".encode("latin-1")), ("csv", b"text\n\xff\n"), ("json", b"[1, 2]"), ("parquet", b"PAR1" * 9)],
+)
+def test_the_error_for_a_corpus_that_was_all_quarantined_names_a_folder_with_the_reasons(
+    tmp_path: Path, format: str, content: bytes
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    sources = [{"name": name, "path": f"{tmp_path}/a", "format": format} for name in ("s", "t")]
+    values = {
+        "sources": sources,
+        "steps": [{"exact_duplicates": {}}, {"near_duplicates": {}}],
+        "mixture": {"s": 1, "t": 2},
+    }
+    with pytest.raises(ValueError, match="lost to quarantine") as caught:
+        run(build(CorpusConfig, values), tmp_path / "out")
+    folder = re.search(r"quarantine (\S+) for the reasons", str(caught.value))
+    assert folder is not None
+    for name in ("s", "t"):
+        records = Storage(folder[1]).read_jsonl(f"{name}.jsonl")
+        assert records and all(record["file"] == "a" and record["reason"] for record in records)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_the_kinds_of_records_that_are_no_documents_are_counted_by_source(tmp_path: Path) -> None:
+    page = b"HTTP/1.1 %s\r\nContent-Type: %b\r\n\r\n<p>A page with some text."
+    pages = [
+        page % (b"200 OK", b"text/html"),
+        page % (b"404 Not Found", b"text/html"),
+        page % (b"200 OK", b"image/png"),
+    ]
+    records = [("response", block) for block in [*pages, pages[1]]] + [("request", b"GET / HTTP/1.1\r\n\r\n")]
+    head = "WARC/1.1\r\nWARC-Type: {}\r\nContent-Length: {}\r\n\r\n"
+    (tmp_path / "a.warc").write_bytes(
+        b"".join(head.format(kind, len(block)).encode() + block + b"\r\n\r\n" for kind, block in records)
+    )
+    source = {"name": "s", "path": f"{tmp_path}/a.warc", "format": "warc"}
+    summary = run(build(CorpusConfig, {"sources": [source]}), tmp_path / "out")
+    kinds = {"request": 1, "response image/png": 1, "response with status 404": 2}
+    assert summary.sources["s"].other_kinds == summary.other_kinds == kinds
+    assert (summary.read, summary.documents, summary.others) == (1, 1, 4)
+
+
 @on_ray
 def test_a_fraction_takes_its_part_and_counts_the_rest(tmp_path: Path) -> None:
     values = write_sources(tmp_path)
