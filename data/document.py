@@ -105,6 +105,10 @@ class Source:
     """
     delimiter: str = ","
     """For `csv` files, the character between two fields. Use `"\\t"` for TSV files."""
+    quote: str | None = '"'
+    """For `csv` files, the character around fields that contain delimiters or line ends. Null means that the files have
+    no quoted fields and every quote is part of the text. By default, a quote that would merge several rows is taken as
+    part of the text too, as far as the rows show it."""
     encoding: str | None = None
     """Character encoding of the files, by a label that browsers know, such as `windows-1252`, `shift_jis` or `gbk`. By
     default, `text`, `jsonl`, `json` and `csv` files are UTF-8, or UTF-16 if they begin with a byte order mark. A byte

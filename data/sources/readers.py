@@ -220,6 +220,13 @@ def _check_fields(location: str, source: Source) -> None:
         _check_split(location, source.split)
     if source.format != "csv" and source.delimiter != ",":
         raise ValueError(f"{location}.delimiter: this field is only for format csv, not {source.format}; remove it")
+    if source.format != "csv" and source.quote != '"':
+        raise ValueError(f"{location}.quote: this field is only for format csv, not {source.format}; remove it")
+    if source.quote is not None and (len(source.quote) != 1 or source.quote in f"{source.delimiter} \r\n"):
+        raise ValueError(
+            f"{location}.quote: {source.quote!r} must be one character other than the delimiter, a space and a line "
+            "end, or null for files without quoted fields"
+        )
     if len(source.delimiter) != 1 or source.delimiter in '"\r\n':
         raise ValueError(
             f"{location}.delimiter: {source.delimiter!r} must be one character that is neither a quote nor a line end"

@@ -4,9 +4,11 @@ import csv
 import io
 import random
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,15 +62,111 @@ def test_malformed_rows_are_quarantined_with_their_offset_and_reason(tmp_path: P
     ]
     (tmp_path / "a.csv").write_bytes(b"".join(rows))
     found = find(tmp_path / "a.csv", "csv", id="id")
-    assert [(d.id, d.text) for d in found.documents] == [("s/1", 'two\nlines, "quoted"'), ("s/6", "fine")]
+    assert [(d.id, d.text) for d in found.documents] == [
+        ("s/1", 'two\nlines, "quoted"'),
+        ("s/6", "fine"),
+        ("s/7", '"never closed'),
+        ("s/8", "gone"),
+    ]
     offsets = [sum(map(len, rows[:number])) for number in range(len(rows))]
     assert [(bad.offset, bad.reason.partition(" (")[0]) for bad in found.bad] == [
         (offsets[2], "malformed CSV: 3 fields where the header has 2"),
         (offsets[3], "malformed CSV: 1 fields where the header has 2"),
         (offsets[5], "not UTF-8: invalid continuation byte 0xe9 at byte 5 of the record"),
         (offsets[6], "malformed CSV: ',' expected after '\"'"),
-        (offsets[8], "malformed CSV: unexpected end of data"),
     ]
+
+
+def texts_by_id(found: Any) -> dict[str, str]:
+    return {document.id.removeprefix("s/"): document.text for document in found.documents}
+
+
+STRAY = {
+    "never closed": ['1\t"To be"', '2\t"or not', "3\tto be", "4\tthat is"],
+    "closed in a later row": ['1\t"To be', "2\tor not", '3\tto be"', "4\tthat is"],
+    "closed in the next row": ['1\t"To be', '2\tor not"', "3\tto be", "4\tthat is"],
+    "at the begin of the row": ["1\tTo be", '"2\tor not', "3\tto be", '4\tthat is"'],
+    "a doubled quote between": ['1\t"To be', '2\tor "" not', '3\tto be"', "4\tthat is"],
+    "two of them": ['1\t"To be', '2\tor not"', '3\t"to be', '4\tthat is"'],
+    "Hindi": ['1\t"सभी मनुष्यों को', "2\tगौरव और", '3\tअधिकारों के"', "4\tमामले में"],
+    "Japanese": ['1\t"吾輩は', "2\t猫である", '3\t名前はまだ"', "4\t無い"],
+}
+
+
+@pytest.mark.parametrize("case", STRAY)
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_a_stray_quote_merges_no_rows(tmp_path: Path, find: Callable, case: str, delimiter: str) -> None:
+    """Without a numeric column, a comma says too little: a line of a quoted text may well contain one."""
+    lines = [line.replace("\t", delimiter) for line in STRAY[case]]
+    first = f"0{delimiter}Here comes a text"
+    (tmp_path / "a").write_text("\n".join([f"id{delimiter}text", first, *lines]) + "\n")
+    found = find(tmp_path / "a", "csv", id="id", delimiter=delimiter)
+    expected = dict(line.split(delimiter) for line in [first, *lines])
+    expected = {id: text[1:-1] if text == '"To be"' else text for id, text in expected.items()}
+    assert texts_by_id(found) == expected and not found.bad
+    found = find(tmp_path / "a", "csv", id="id", delimiter=delimiter, quote=None)
+    assert texts_by_id(found) == dict(line.split(delimiter) for line in [first, *lines])
+
+
+def test_rows_after_a_quote_with_a_wrong_number_of_fields_are_read(tmp_path: Path, find: Callable) -> None:
+    rows = ['x,"open', "y,good", 'z,"also, ""good""', 'and two lines"', "w,fine"]
+    (tmp_path / "a").write_text("\n".join(["id,text", *rows]))
+    found = find(tmp_path / "a", "csv", id="id")
+    assert texts_by_id(found) == {"x": '"open', "y": "good", "z": 'also, "good"\nand two lines', "w": "fine"}
+
+
+def test_texts_of_several_lines_stay_whole(tmp_path: Path, find: Callable) -> None:
+    """The second line of the first text has as many commas as a row has delimiters."""
+    texts = ["Hello\nDear John, bye", "a\n\nb, c\nd", "one\ttab\nand, more", "x, y\nx, y\nx, y", '"\n"']
+    for delimiter, ids in ((",", "12345"), (",", "abcde"), (";", "12345"), ("\t", "12345"), ("\t", "abcde")):
+        made = io.StringIO(newline="")
+        writer = csv.writer(made, delimiter=delimiter, lineterminator="\n")
+        writer.writerows([["id", "text"], *zip(ids, texts, strict=True)])
+        (tmp_path / "a").write_text(made.getvalue())
+        found = find(tmp_path / "a", "csv", id="id", delimiter=delimiter)
+        assert texts_by_id(found) == dict(zip(ids, texts, strict=True)) and not found.bad
+
+
+def test_unenclosed_quotes_show_that_a_file_of_one_column_has_no_quoting(tmp_path: Path, find: Callable) -> None:
+    lines = ['He said "no" twice.', '"Twice?', "Yes twice", 'he did"']
+    (tmp_path / "a").write_text("\n".join(["text", *lines]))
+    assert find(tmp_path / "a", "csv").texts == lines
+    (tmp_path / "a").write_text('text\n"He said ""no"" twice."\n"Twice?\nYes"\n')
+    assert find(tmp_path / "a", "csv").texts == ['He said "no" twice.', "Twice?\nYes"]
+
+
+def test_without_quoting_every_quote_and_carriage_return_is_part_of_the_text(tmp_path: Path, find: Callable) -> None:
+    (tmp_path / "a").write_bytes(b'id\ttext\r\n1\t"a\rb""\r\n\n2\t\n3\tx\ty\n4\t\xff\n5\t"')
+    found = find(tmp_path / "a", "csv", id="id", delimiter="\t", quote=None)
+    assert texts_by_id(found) == {"1": '"a\rb""', "2": "", "5": '"'}
+    assert [bad.reason[:23] for bad in found.bad] == ["malformed CSV: 3 fields", "not UTF-8: invalid star"]
+
+
+@pytest.mark.parametrize("quote", ["", "''", ",", "\n", " "])
+def test_a_quote_that_is_not_one_character_is_an_error(tmp_path: Path, quote: str) -> None:
+    (tmp_path / "a").write_text("text\nx\n")
+    with pytest.raises(ValueError, match=r"sources\.s\.quote: .* must be one character"):
+        check_source(Source(name="s", path=str(tmp_path / "a"), format="csv", quote=quote))
+    with pytest.raises(ValueError, match=r"sources\.s\.quote: this field is only for format csv"):
+        check_source(Source(name="s", path=str(tmp_path / "a"), format="text", quote=None))
+
+
+def test_another_quote_can_be_chosen(tmp_path: Path, find: Callable) -> None:
+    (tmp_path / "a").write_text("id,text\n1,'a, \"b\"\nc'\n")
+    assert find(tmp_path / "a", "csv", quote="'").texts == ['a, "b"\nc']
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_many_stray_quotes_are_read_in_linear_time(tmp_path: Path, find: Callable, delimiter: str) -> None:
+    rng = random.Random(delimiter)
+    texts = [rng.choice(['"', "", '""', 'x"']) + f"text {n}" + rng.choice(["", '"', '""']) for n in range(20_000)]
+    lines = [f"{n}{delimiter}{text}" for n, text in enumerate(texts)]
+    (tmp_path / "a").write_text("\n".join([f"id{delimiter}text", *lines]))
+    started = time.monotonic()
+    found = find(tmp_path / "a", "csv", id="id", delimiter=delimiter)
+    assert time.monotonic() - started < 20
+    assert len(found.records) == 20_000
+    assert all("\n" not in text for text in found.texts)
 
 
 def test_a_row_over_the_limit_and_an_unclosed_quote_are_quarantined(
