@@ -63,9 +63,9 @@ class Critic:
         """See `TrainingRank.finish_save`."""
         self._training_rank.finish_save()
 
-    def restore(self, optimizer_step: int | None) -> None:
+    def restore(self, optimizer_step: int) -> str | None:
         """See `TrainingRank.restore`."""
-        self._training_rank.restore(optimizer_step)
+        return self._training_rank.restore(optimizer_step)
 
 
 class CriticGroup:

@@ -31,6 +31,7 @@ from actors.engine import OBJECT_STORE, EngineSettings, engine_env
 from actors.generator import Generator
 from actors.generator_pool import GeneratorPool
 from actors.graph_config import GraphConfig, Prompt
+from actors.group_checkpoints import GroupCheckpoints
 from actors.learner import Learner, LearnerGroup
 from actors.rank_group import RankGroup, RanksDied
 from actors.reference import Reference
@@ -61,12 +62,13 @@ from data.chats.template import load_chat_tokenizer
 from data.tokens.tokenizer import read_chat_special_tokens
 from model.advantages import AdvantageInputs
 from model.batch import Batch, PolicyBatch, ValueBatch
-from model.checkpoint_steps import complete_steps
 from model.huggingface_config import SpecialTokens, read_config
 from model.precision import require_resolved
 
 log = logging.getLogger(__name__)
 
+_LEARNER, _CRITIC = "learner", "critic"
+"""Names of the groups of training ranks. They are also the names of their folders of checkpoints."""
 _HELD_OUT_SEED_STEP = -1
 """Replaces the RLHF step in the seeds of held-out completions. It is constant, so that the completions before and
 after training are sampled with the same random numbers and can be compared in pairs."""
@@ -130,13 +132,13 @@ def build_graph(config: GraphConfig, execution: GraphExecution) -> Graph:
         return spawn("generators", index, Generator, engine_settings(config, execution), env=engine_env())
 
     def start_learner(rank: int) -> ActorHandle:
-        settings = training_settings(config, execution, config.policy, learners, name="learner")
+        settings = training_settings(config, execution, config.policy, learners, name=_LEARNER)
         arguments = (config.algorithm, config.rollouts.temperature, execution.weight_transfer)
         return spawn("learners", rank, Learner, settings, rank, *arguments)
 
     def start_critic(rank: int) -> ActorHandle:
         folder = config.reward or config.policy
-        settings = training_settings(config, execution, folder, critics, name="critic")
+        settings = training_settings(config, execution, folder, critics, name=_CRITIC)
         return spawn("critics", rank, Critic, settings, rank)
 
     return Graph(
@@ -176,6 +178,8 @@ class Graph:
         self._current_snapshot: WeightSnapshot | None = None
         self._previous_snapshot: WeightSnapshot | None = None
         self._restarts_left = execution.learners.max_failures
+        group_names = (_LEARNER,) if critic is None else (_LEARNER, _CRITIC)
+        self._checkpoints = GroupCheckpoints({name: config.checkpoints / name for name in group_names})
 
     def __enter__(self) -> Graph:
         return self
@@ -187,18 +191,17 @@ class Graph:
         """Load the models and the newest checkpoint, if there is one. Returns the index of the next RLHF step.
 
         Also syncs the weights to the engines and runs the sync check. Raises RanksDied when a rank of the learner or
-        the critic has died. After this error, call `recover`.
+        the critic has died. After this error, call `recover`. Raises NoUsableCheckpointError if there are checkpoints,
+        but none can be used.
 
         `rlhf_step`, `save`, `finish_save` and `export` raise the same error.
         """
-        for ranks in self._rank_groups:
+        for ranks in self._rank_groups.values():
             ranks.load_models()
-        optimizer_step = self._newest_checkpoint()
-        for ranks in self._rank_groups:
-            ranks.restore(optimizer_step)
+        optimizer_step = self._checkpoints.restore(self._rank_groups) or 0
         if self._execution.weight_transfer != OBJECT_STORE:
             self.learner.connect(self.generators.actors)
-        step = self.saved_step()
+        step = optimizer_step // self._config.learning.optimizer_steps_per_rlhf_step
         self._sync_weights(step)
         return step
 
@@ -260,20 +263,19 @@ class Graph:
 
         The next call of `save`, `finish_save` or `export` waits until this checkpoint is complete.
         """
-        for ranks in self._rank_groups:
-            ranks.save()
+        self._checkpoints.save(self._rank_groups)
 
     def finish_save(self) -> None:
         """Wait until the checkpoint that `save` started last is complete."""
-        for ranks in self._rank_groups:
-            ranks.finish_save()
+        self._checkpoints.finish_save(self._rank_groups)
 
     def saved_step(self) -> int:
         """Return how many RLHF steps were done when the newest complete checkpoint was saved, or 0 without one.
 
         A run resumes with the RLHF step that has this index.
         """
-        return (self._newest_checkpoint() or 0) // self._config.learning.optimizer_steps_per_rlhf_step
+        newest = max(self._checkpoints.common_steps(), default=0)
+        return newest // self._config.learning.optimizer_steps_per_rlhf_step
 
     def export(self, output: Storage) -> None:
         """Write the policy as a Hugging Face folder. Also waits until the last checkpoint is complete."""
@@ -292,23 +294,15 @@ class Graph:
         self._restarts_left -= 1
         log.warning("%s; all ranks of learner and critic restart from the last checkpoint", explanation.sentence)
         self._current_snapshot = None  # Ray deletes a weight snapshot when the learner that created it dies
-        for role, ranks in zip(("learner", "critic"), self._rank_groups, strict=False):
+        for role, ranks in self._rank_groups.items():
             stage_monitor.ignore_exits(role)  # the exits of the present ranks, which are killed on purpose
             ranks.restart()
 
     @property
-    def _rank_groups(self) -> list[RankGroup]:
-        """The ranks of the learner, and those of the critic if there is one."""
-        return [self.learner.ranks] if self.critic is None else [self.learner.ranks, self.critic.ranks]
-
-    def _newest_checkpoint(self) -> int | None:
-        """Return the newest optimizer step of which learner and critic (if there is one) have a complete checkpoint.
-
-        None if there is no such step.
-        """
-        folders = [self._config.checkpoints / name for name in ("learner", "critic")[: len(self._rank_groups)]]
-        common_steps = set.intersection(*(set(complete_steps(folder.fs, folder.root)) for folder in folders))
-        return max(common_steps, default=None)
+    def _rank_groups(self) -> dict[str, RankGroup]:
+        """The ranks of the learner, and those of the critic if there is one, by the role of their processes."""
+        groups = {_LEARNER: self.learner.ranks}
+        return groups if self.critic is None else {**groups, _CRITIC: self.critic.ranks}
 
     def _step_prompts(self, step: int) -> list[Prompt]:
         """Return the prompts of the RLHF step with the index `step`."""

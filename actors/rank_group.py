@@ -69,9 +69,10 @@ class RankGroup:
         """Wait until the checkpoint that `save` started last is complete."""
         self.wait([actor.finish_save.remote() for actor in self.actors])
 
-    def restore(self, optimizer_step: int | None) -> None:
-        """Load the checkpoint of this optimizer step. None keeps the model that training starts from."""
-        self.wait([actor.restore.remote(optimizer_step) for actor in self.actors])
+    def restore(self, optimizer_step: int) -> str | None:
+        """Load the checkpoint of this optimizer step. Returns None, or what is wrong with the checkpoint
+        (`TrainingRank.restore`)."""
+        return rank_0_result(self.wait([actor.restore.remote(optimizer_step) for actor in self.actors]))
 
     def call(self, start_call: Callable[[ActorHandle], ray.ObjectRef], combine: Callable[[list[Any]], T]) -> Pending[T]:
         """Call a method of every rank. `start_call(actor)` starts the call and returns its future.

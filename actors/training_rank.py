@@ -14,11 +14,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from actors.device import assigned_device
 from actors.logprobs import compute_by_row
 from actors.rollout import micro_batches, minibatch_rows, rank_rows
+from cluster.heartbeat import log_on_driver
 from cluster.placement import Placement
 from cluster.process_group import RankContext, join_process_group
 from cluster.storage import Storage
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.checkpoint import Checkpoints
+from model.checkpoint_steps import DamagedCheckpointError
 from model.heads import Model
 from model.learning import LearningConfig
 from model.objectives import Objective
@@ -27,8 +29,6 @@ from model.parallel import shard
 from model.precision import autocast_dtype, require_resolved
 from model.train import StepReport, TrainState, fit
 
-_NUM_KEPT_CHECKPOINTS = 2
-"""Number of newest complete checkpoints that are kept. Older ones are deleted."""
 _COLLECTIVE_TIMEOUT_S = 300.0
 """How long a rank waits in a collective for the other ranks, in seconds."""
 
@@ -81,7 +81,9 @@ class TrainingRank:
             clip_norm=learning.clip_norm,
             autocast_dtype=autocast_dtype(require_resolved(learning.precision)),
         )
-        self._checkpoints = Checkpoints(settings.checkpoints.fs, settings.checkpoints.root, keep=_NUM_KEPT_CHECKPOINTS)
+        folder = settings.checkpoints
+        # None, because `actors.group_checkpoints` removes old checkpoints.
+        self._checkpoints = Checkpoints(folder.fs, folder.root, keep=None, warn=log_on_driver)
 
     def compute(self, function: Callable[[Any, Batch], Tensor], batch: Batch) -> Tensor:
         """Return `function(model, batch)` [n, T] for the n rows of this rank, without gradient.
@@ -120,10 +122,17 @@ class TrainingRank:
         """Wait until the checkpoint that `save` started last is complete."""
         self._checkpoints.wait()
 
-    def restore(self, optimizer_step: int | None) -> None:
-        """Load the checkpoint of this optimizer step. None keeps the model that training starts from."""
-        if optimizer_step is not None:
-            self._checkpoints.load(self.state, step=optimizer_step)
+    def restore(self, optimizer_step: int) -> str | None:
+        """Load the checkpoint of this optimizer step.
+
+        Returns None, or if the checkpoint is damaged a sentence that says so, the same on all ranks. The state may then
+        have changed, and another checkpoint must be loaded.
+        """
+        try:
+            self._checkpoints.load_step(self.state, optimizer_step)
+        except DamagedCheckpointError as error:
+            return str(error)
+        return None
 
     def _share(self, rows: Tensor) -> Tensor:
         """Return the part of these row indices on which this rank computes."""

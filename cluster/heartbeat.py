@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from cluster.plain import from_plain, to_plain
 from cluster.process_info import ProcessInfo
@@ -28,9 +28,19 @@ STACK_SIGNAL = signal.SIGUSR2
 """The signal that makes a monitored process write its Python stacks into `<pid>.stack`, next to its record."""
 STOP_FILE = "stop"
 """A file of this name in a node's folder asks all processes of the node to save their work and stop."""
+MESSAGE_SUFFIX = ".message"
+"""A file with this suffix in a node's folder is a `DriverMessage`. The monitor removes it when it has read it."""
 _MIN_HEARTBEAT_INTERVAL_S = 1.0
 
 log = logging.getLogger(__name__)
+
+
+class DriverMessage(NamedTuple):
+    """A message that the driver logs for another process."""
+
+    text: str
+    level: int
+    """A level of `logging`."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +195,18 @@ def send_heartbeat(step: int) -> None:
         # If the folder was removed or the disk is full, the work goes on without heartbeats.
         with contextlib.suppress(OSError):
             _write_atomically(_registration.folder / f"{os.getpid()}.beat", str(step))
+
+
+def log_on_driver(message: str, *, level: int = logging.WARNING) -> None:
+    """Log a message in this process, and have the driver log it too, because users do not see the logs of workers.
+
+    Only a process that is or was monitored reaches the driver.
+    """
+    log.log(level, "%s", message)
+    if _registration.folder is not None:
+        file = _registration.folder / f"{time.time_ns()}-{os.getpid()}{MESSAGE_SUFFIX}"
+        with contextlib.suppress(OSError):  # as in `send_heartbeat`
+            _write_atomically(file, json.dumps(DriverMessage(message, level)._asdict()))
 
 
 def stop_requested() -> bool:

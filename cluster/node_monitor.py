@@ -8,6 +8,7 @@ both. An OOM kill is a kill by the kernel's out-of-memory killer.
 """
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -32,7 +33,7 @@ from cluster.cgroups import (
     smallest_limit_use,
 )
 from cluster.death_causes import cause_in_log, signal_cause
-from cluster.heartbeat import STACK_SIGNAL, STOP_FILE, ProcessRecord, node_folder
+from cluster.heartbeat import MESSAGE_SUFFIX, STACK_SIGNAL, STOP_FILE, DriverMessage, ProcessRecord, node_folder
 from cluster.process_info import ProcessInfo
 
 _MIN_STOP_S = 6.0
@@ -89,6 +90,8 @@ class NodeReport(NamedTuple):
     """The memory use of the control group that is nearest to its limit. One group is considered for each process and
     for the monitor itself: the one with the smallest limit among its own group and the ancestors. None if no limit
     applies."""
+    messages: Sequence[DriverMessage] = ()
+    """What the processes have asked the driver to log since the previous poll, the oldest first."""
 
 
 @dataclass
@@ -148,7 +151,9 @@ class NodeMonitor:
         self._cpu_s, self._polled_s = cpu_s, now
         new_processes, self._new_processes = self._new_processes, []
         running = [monitored.process for monitored in self._monitored.values()]
-        return NodeReport(events, has_progress, is_busy, new_processes, running, self._memory_use())
+        return NodeReport(
+            events, has_progress, is_busy, new_processes, running, self._memory_use(), self._pop_messages()
+        )
 
     def request_stop(self) -> None:
         """Ask the processes to save their work and end. They learn of the request by `heartbeat.stop_requested`."""
@@ -241,6 +246,14 @@ class NodeMonitor:
             with contextlib.suppress(FileNotFoundError):
                 times.append((path.name, path.stat().st_mtime))
         return sorted(times)
+
+    def _pop_messages(self) -> list[DriverMessage]:
+        """Return the messages of the processes to the driver, and remove their files."""
+        messages = []
+        for file in sorted(self.folder.glob(f"*{MESSAGE_SUFFIX}")):  # the names begin with the time
+            messages.append(DriverMessage(**json.loads(file.read_text())))
+            file.unlink()
+        return messages
 
     def _memory_use(self) -> MemoryUse | None:
         """The value of `NodeReport.memory_use`."""

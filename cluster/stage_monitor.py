@@ -77,8 +77,8 @@ class StageMonitor:
     """Monitors the processes of one stage on all nodes of the cluster.
 
     A thread polls the monitor of every node once a second, and logs warnings about processes that SIGSTOP has
-    suspended, about a stage without progress, and about deaths that no exception reports. Every death is kept until
-    `pop_death` returns it.
+    suspended, about a stage without progress, and about deaths that no exception reports. It also logs the messages of
+    the processes (`heartbeat.log_on_driver`). Every death is kept until `pop_death` returns it.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class StageMonitor:
     def _poll(self) -> list[NodeReport]:
         """Poll all nodes and return the reports of those that answer.
 
-        The deaths in the reports are kept for `pop_death`, and the events in the reports are logged.
+        The deaths in the reports are kept for `pop_death`, and the events and messages in the reports are logged.
         """
         with self._lock:
             reports = [self._own_monitor.poll(), *self._remote_monitors.poll()]
@@ -208,6 +208,8 @@ class StageMonitor:
         for report in reports:
             for event in report.events:
                 _log_event(event)
+            for message in report.messages:
+                log.log(message.level, "%s: %s", self.stage, message.text)
         return reports
 
     def _warn_of_stall(self, reports: Sequence[NodeReport]) -> None:

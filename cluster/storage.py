@@ -312,7 +312,10 @@ def _missing_folders(path: str) -> list[str]:
 
 @contextlib.contextmanager
 def _writing_local(path: str) -> Iterator[BinaryIO]:
-    """Open a temporary local file that is renamed to `path` at the end of the block, after it is synced to the disk."""
+    """Open a temporary local file that is renamed to `path` at the end of the block.
+
+    File and name are on the disk when the block has ended.
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
     try:
@@ -321,6 +324,11 @@ def _writing_local(path: str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(folder)  # otherwise a crash of the machine could undo the rename
+        finally:
+            os.close(folder)
     finally:
         if os.path.exists(partial):
             os.remove(partial)

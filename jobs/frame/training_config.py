@@ -68,7 +68,8 @@ class TrainingExecution(Execution):
     checkpoint_interval: int = 100
     """Number of steps between two checkpoints."""
     keep_checkpoints: int = 2
-    """Number of checkpoints that are kept. When there are more, the oldest one is deleted."""
+    """Number of checkpoints that are kept. When there are more, the oldest one is deleted. If the newest one is
+    damaged, the run resumes from the one before, so with 1 there is none to resume from."""
     activation_checkpointing: bool = False
     """Whether the backward pass computes the activations again instead of keeping them. This saves memory and takes
     time."""

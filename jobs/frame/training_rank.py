@@ -5,6 +5,7 @@ The training loop itself is in the file of each stage: `for report in fit(state,
 Shapes: T is the number of token positions of a sample.
 """
 
+import logging
 import tempfile
 import time
 import zlib
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from cluster.heartbeat import send_heartbeat, stop_requested
+from cluster.heartbeat import log_on_driver, send_heartbeat, stop_requested
 from cluster.process_group import RankContext
 from cluster.storage import Storage
 from cluster.worker_group import StoppedOnRequest
@@ -54,7 +55,9 @@ class StageTraining:
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self.dtype = autocast_dtype(require_resolved(payload.config.precision))
         checkpoints = payload.output / "checkpoints"
-        self.checkpoints = Checkpoints(checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            checkpoints.fs, checkpoints.root, keep=self.config.execution.keep_checkpoints, warn=log_on_driver
+        )
         self.total_tokens = 0  # tokens that the ranks together have trained on since the first step, without padding
         self._unlogged_reports: list[StepReport] = []
         self._data_hash = 0
@@ -88,6 +91,10 @@ class StageTraining:
             self.total_tokens = saved_counts["total_tokens"]
         if self.rank_context.rank == 0:
             payload.tracker.resume(state.step)
+            if state.step:
+                log_on_driver(
+                    f"resumes from its checkpoint at step {state.step} of {self.config.steps}", level=logging.INFO
+                )
         self._model_config = model.config
         self._flop_per_token = flop_per_token(model.config, self.config.sequence_length)
         # All ranks measure their peak at the same time, because they also train at the same time.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster.metrics_log import last_step_metrics, latest_values
+from cluster.metrics_log import METRICS_LOG, last_step_metrics, latest_values
 from cluster.process_group import RankContext
 from cluster.progress import MetricsProgress
 from cluster.signals import StoppedBySignal
@@ -73,8 +73,8 @@ def run_training(
     it.
     """
     checkpoints = context.output / "checkpoints"
-    if step := latest_step(checkpoints.fs, checkpoints.root):
-        log.info("%s resumes from its checkpoint at step %d of %d", name, step, config.steps)
+    if context.output.exists(METRICS_LOG) and latest_step(checkpoints.fs, checkpoints.root) is None:
+        log.warning("%s has begun before, but has no complete checkpoint; it starts at step 0", name)
     try:
         with MetricsProgress(partial(last_step_metrics, context.output), "training", config.steps):
             run_worker_group(worker_fn, payload, config.execution.placement, name=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -98,6 +99,14 @@ def test_a_normal_end_and_an_exception_are_not_deaths(start: Callable, tmp_path:
     first = node.poll()
     assert first.events == [] and node.poll().events == []
     assert [process_info.pid for process_info in first.new_processes] == [raised.pid]  # The process can still be named.
+
+
+def test_a_message_for_the_driver_is_reported_once(start: Callable, tmp_path: Path) -> None:
+    messages = "heartbeat.log_on_driver('first'); heartbeat.log_on_driver('second', level=20)"
+    start(messages).wait()
+    node = NodeMonitor(tmp_path / "records")
+    assert node.poll().messages == [("first", logging.WARNING), ("second", logging.INFO)]
+    assert node.poll().messages == []
 
 
 def test_an_exception_of_an_actors_constructor_is_not_a_death(start: Callable, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster import stage_monitor, stall_detector
+from cluster import heartbeat, stage_monitor, stall_detector
 from cluster.node_monitor import NodeMonitor
 from cluster.stage_monitor import StageMonitor
 
@@ -39,6 +39,16 @@ def test_a_stall_without_processes_is_reported_with_the_missing_resources(
     monkeypatch.setattr(stage_monitor, "is_waiting_for_capacity", lambda: True)
     monitor._warn_of_stall(monitor._poll())
     assert caplog.text == ""
+
+
+def test_a_message_of_a_process_is_logged_with_the_stage(
+    monitor: StageMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat._registration, "folder", tmp_path / "own")
+    caplog.set_level(logging.INFO)
+    heartbeat.log_on_driver("resumes from step 3", level=logging.INFO)
+    monitor._poll()
+    assert ("cluster.stage_monitor", logging.INFO, "rlhf: resumes from step 3") in caplog.record_tuples
 
 
 def test_polling_continues_after_an_error_which_is_reported_once(

@@ -115,6 +115,25 @@ class Rank:
         self.train("moved", state, causal_lm, language_batch, until=NUM_STEPS)
         self.results["moved/state"] = full_state_dict(state.model)
 
+    def load_damaged(self) -> None:
+        """Resume from a folder whose newest checkpoint lacks the shard of rank 1."""
+        path = f"{self.folder}/damaged"
+        checkpoints = Checkpoints(fsspec.filesystem("file"), path)
+        state = self.state(Transformer(CONFIG))
+        self.train("damaged", state, causal_lm, language_batch, until=1)
+        for step in (1, 2):
+            self.train("damaged", state, causal_lm, language_batch, until=step)
+            checkpoints.save(state, {"saved": step})
+            checkpoints.wait()
+        if self.rank == 0:
+            Path(path, "step-00000002", "__1_0.distcp").unlink()
+        dist.barrier()
+        warnings: list[str] = []
+        resumed = self.state(Transformer(CONFIG), seed=3)
+        extra = Checkpoints(fsspec.filesystem("file"), path, warn=warnings.append).load(resumed)
+        self.results["damaged/resumed"] = (extra, resumed.step, warnings)
+        self.train("damaged/again", resumed, causal_lm, language_batch, until=2)
+
     def evaluate(self, state: TrainState) -> None:
         with torch.no_grad():
             nll = nll_by_row(state.model, language_batch(100))
@@ -149,6 +168,7 @@ def main() -> None:
     sharded.run()
     if world == 2:
         sharded.load_from(0)
+        sharded.load_damaged()
     dist.destroy_process_group()
     if is_first_of_two:
         unsharded.load_from(2)

@@ -117,6 +117,17 @@ def test_a_checkpoint_resumes_with_a_different_number_of_ranks(
     assert_states_equal(moved["moved/state"], uninterrupted["language/state"], atol=1e-4)
 
 
+def test_all_ranks_fall_back_to_the_same_checkpoint_if_a_file_of_one_rank_is_missing(results: Results) -> None:
+    for rank in (0, 1):
+        extra, step, warnings = results[2, rank]["damaged/resumed"]
+        assert (extra, step, len(warnings)) == ({"saved": 1}, 1, 1 - rank)
+        assert results[2, rank]["damaged/again"] == results[2, rank]["damaged"][1:]
+    (warning,) = results[2, 0]["damaged/resumed"][2]
+    assert (
+        "step-00000002 is damaged: __1_0.distcp is missing; training resumes from the checkpoint of step 1" in warning
+    )
+
+
 def test_an_infinite_loss_on_one_rank_raises_on_all_ranks_and_changes_no_parameters(results: Results) -> None:
     for rank in (0, 1):
         assert "step 10" in results[2, rank]["error"]

@@ -134,21 +134,30 @@ def test_one_and_two_workers_train_on_the_same_tokens_with_the_same_losses(
     assert trained_by_two_workers.summary["validation_loss"] < 2.5
 
 
-def test_a_killed_driver_leaves_no_process_and_the_resumed_run_is_bitwise_equal(
+def test_a_killed_driver_leaves_no_process_and_the_run_that_resumes_from_an_older_checkpoint_is_bitwise_equal(
     folder: Path, trained_by_two_workers: Artifact
 ) -> None:
+    """The newest checkpoint is damaged after the kill, so the run resumes from the one before."""
     command = [sys.executable, "-m", "jobs.cli", "run", "pretrain", str(folder / "pretrain.yaml")]
     command += ["--store", str(folder / "killed")]
     environment = {**os.environ, "RAYMILL_TEST_RUN": folder.name}
     output = folder / "killed" / trained_by_two_workers.id
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(output.glob("checkpoints/*/checkpoint.json")), driver)
+    wait_for(lambda: len(list(output.glob("checkpoints/*/checkpoint.json"))) == 2, driver)
     driver.send_signal(signal.SIGKILL)
     step_at_kill = len(read_metrics(Storage(str(output))))  # the workers continue to train until Ray notices
     driver.wait()
     assert not (output / "artifact.json").exists()
     wait_for(lambda: not processes_with("RAYMILL_TEST_RUN", folder.name))
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    older, newest = sorted(file.parent for file in output.glob("checkpoints/*/checkpoint.json"))[-2:]
+    (newest / "__1_0.distcp").write_bytes((newest / "__1_0.distcp").read_bytes()[:1000])
+    again = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = again.stdout.decode()
+    older_step = int(older.name.removeprefix("step-"))
+    assert re.search(
+        rf"{newest} is damaged: __1_0\.distcp has 1000 of \d+ bytes; training resumes .* {older_step} ", said
+    )
+    assert f"pretrain: resumes from its checkpoint at step {older_step} of {STEPS}" in said
     resumed = Artifact(Storage(str(output)), read_record(Storage(str(output))))
     assert 0 < step_at_kill < STEPS
     assert steps_of(resumed, "train/loss") == steps_of(trained_by_two_workers, "train/loss")
