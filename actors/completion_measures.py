@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.answer_match import AnswerForm, exact_match, number_values, word_f1
 from actors.text_metrics import ROUGE_TYPES, TextRules, choose_text_rules, rouge
 from actors.verifier import ScorerInput, Verifier
-from data.chats.records import PromptRecord
+from data.chats.layouts import PromptRecord
 
 if TYPE_CHECKING:
     from actors.completions import Completions

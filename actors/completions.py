@@ -31,7 +31,8 @@ from cluster.heartbeat import monitored_class
 from cluster.placement import Placement
 from cluster.session import worker_env
 from cluster.storage import Storage
-from data.chats.records import PromptRecord
+from data.chats.layouts import PromptRecord
+from data.chats.prompts import require_prompt_ids
 from data.chats.template import load_chat_tokenizer
 from model.batch import Batch
 from model.huggingface import load_hf_model
@@ -107,7 +108,7 @@ def complete_tasks(
     prompts_by_model: dict[str, ModelPrompts] = {}
     for name, tokenizer in tokenizers.items():
         prompts = [
-            PromptRequest(index, tuple(tokenizer.prompt_ids(record.messages, location=record.location)), 1)
+            PromptRequest(index, tuple(require_prompt_ids(tokenizer, record)), 1)
             for task in tasks_by_model[name]
             for index, record in zip(prompt_indices[task], tasks[task], strict=True)
         ]

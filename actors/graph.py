@@ -58,8 +58,7 @@ from cluster import stage_monitor
 from cluster.failures import explain
 from cluster.placement import Placement
 from cluster.storage import Storage
-from data.chats.template import load_chat_tokenizer
-from data.tokens.tokenizer import read_chat_special_tokens
+from data.chats.template import load_chat_tokenizer, read_special_tokens
 from model.advantages import AdvantageInputs
 from model.batch import Batch, PolicyBatch, ValueBatch
 from model.huggingface_config import SpecialTokens, read_config
@@ -279,7 +278,7 @@ class Graph:
 
     def export(self, output: Storage) -> None:
         """Write the policy as a Hugging Face folder. Also waits until the last checkpoint is complete."""
-        ids = read_chat_special_tokens(self._config.policy.local())
+        ids = read_special_tokens(self._config.policy.local())
         self.learner.export(output, SpecialTokens(bos=ids.bos, eos=ids.eos, pad=ids.pad))
         self.finish_save()
 

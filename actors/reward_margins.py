@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from actors.settings import MAX_PASS_TOKENS
 from cluster.storage import Storage
-from data.chats.template import PreferenceTokens
+from data.chats.rendering import PreferenceTokens
 from model.batch import pair_batch, to_device
 from model.huggingface import load_hf_scalar_model
 from model.objectives import rewards

@@ -40,6 +40,9 @@ class RLHFSummary:
     """Number of prompts for training."""
     prompts_too_long: int
     """Number of prompts that were left out because they were too long, held-out prompts included."""
+    prompts_quarantined: int
+    """Number of records of prompt files that cannot be used, held-out prompts included. The folder quarantine lists
+    them."""
     steps: float
     """Number of RLHF steps."""
     logprob_difference_max: float
@@ -79,16 +82,18 @@ def rlhf_summary(
     *,
     num_prompts: int,
     num_too_long: int,
+    num_quarantined: int,
 ) -> RLHFSummary:
     """Return the summary of a finished run.
 
     `metrics` are the lines of the run's metrics log, each with the metrics of one RLHF step by metric key. `before`
     and `after` are the completions of the held-out prompts, and are empty if there are no such prompts. `num_prompts`
-    and `num_too_long` are the fields `prompts` and `prompts_too_long` of the summary.
+    and the other numbers are the fields `prompts…` of the summary.
     """
     summary = RLHFSummary(
         prompts=num_prompts,
         prompts_too_long=num_too_long,
+        prompts_quarantined=num_quarantined,
         steps=metrics[-1]["step"],
         logprob_difference_max=max(line["sync_check/logprob_difference_max"] for line in metrics),
         step_s=statistics.median(line["perf/step_s"] for line in metrics),

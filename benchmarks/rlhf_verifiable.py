@@ -43,8 +43,9 @@ from cluster.placement import Placement
 from cluster.session import connect, worker_env
 from cluster.storage import Storage
 from cluster.user_program import Program
-from data.chats.records import Chat
-from data.chats.template import RenderedChat, load_chat_tokenizer, render
+from data.chats.layouts import parse_chat
+from data.chats.rendering import render_chat
+from data.chats.template import RenderedChat, load_chat_tokenizer
 from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
@@ -203,8 +204,8 @@ class Benchmark:
         return [float(text == answer(prompt)) for text, prompt in zip(texts, self.task.held_out, strict=True)]
 
     def _rendered(self, prompt: str, completion: str) -> RenderedChat:
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        return render(self.tokenizer, Chat("demonstration", messages))
+        (chat,) = render_chat(self.tokenizer, parse_chat({"prompt": prompt, "completion": completion})).samples
+        return chat
 
     def _prompts(self, texts: Sequence[str]) -> list[Prompt]:
         return [
@@ -226,8 +227,8 @@ class Benchmark:
     def _batch(self, chats: Sequence[RenderedChat]) -> Batch:
         longest = max(len(chat.ids) for chat in chats) - 1
         return batch_from_sequences(
-            [chat.ids for chat in chats],
-            [chat.loss_mask for chat in chats],
+            [chat.ids.tolist() for chat in chats],
+            [chat.loss_mask.tolist() for chat in chats],
             length=longest,
             pad_id=self.tokenizer.pad_id,
         )

@@ -48,13 +48,19 @@ from cluster.placement import Execution, Placement
 from cluster.progress import show_activity
 from cluster.ray_task import RunningTasks, ray_task
 from cluster.storage import Storage
-from data.chats.records import PromptRecord, read_preferences, read_prompts
-from data.chats.template import load_chat_tokenizer, render_preference
+from data.chats.counts import check_quarantined, log_counts
+from data.chats.layouts import PromptRecord
+from data.chats.preferences import render_preferences
+from data.chats.prompts import require_prompt_ids
+from data.chats.records import read_prompts
+from data.chats.rendering_tasks import probe_records
+from data.chats.template import load_chat_tokenizer
 from data.tokens.shard_format import read_manifest
 from data.tokens.shard_reader import check_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact, source_files, user_function
+from jobs.frame.fine_tuning import check_max_quarantined
 from jobs.frame.sizes import (
     bytes_per_token,
     forward_activation_gib,
@@ -171,7 +177,11 @@ class EvaluateConfig:
     reward: str | None = input_artifact("reward_model", default=None)
     """Reward model whose accuracy on `preferences` is measured."""
     preferences: list[str] = source_files([])
-    """JSONL files of `{"prompt", "chosen", "rejected"}` that the reward model was not trained on."""
+    """JSONL files of `{"prompt", "chosen", "rejected"}` that the reward model was not trained on, in any layout of the
+    stage `reward`."""
+    max_quarantined: float = 0.01
+    """Largest share of the preferences that may be unusable. The run stops if there are more. A single record never
+    stops it, and ties do not count."""
     num_resamples: int = 2000
     """Number of resamples in each bootstrap."""
     seed: int = 0
@@ -198,6 +208,7 @@ def check(config: EvaluateConfig) -> None:
         _check_task(config, f"generation[{number}]", task)
     if (config.reward is None) != (not config.preferences):
         raise ValueError("reward and preferences: set both of them, or neither")
+    check_max_quarantined(config.max_quarantined)
     if config.compare_with_xz and config.text is None:
         raise ValueError("compare_with_xz: set `text` too; its validation documents are what xz compresses")
     if config.sampling.temperature < 0 or config.sampling.max_new_tokens < 1:
@@ -278,8 +289,8 @@ def check_records(config: EvaluateConfig) -> None:
     if config.stereotype_pairs is not None:
         read_pairs(config.stereotype_pairs)
     if config.reward is not None:
-        for _ in read_preferences(list_files(config.preferences)):
-            pass
+        counts = probe_records(list_files(config.preferences), "preferences")
+        check_quarantined(counts, config.max_quarantined, field="preferences", where="")
 
 
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:
@@ -339,7 +350,7 @@ def read_task_prompts(config: EvaluateConfig, task: GenerationTask, models: Mapp
         max_prompt_length = read_config(folder, allow_int8=True).max_length - config.sampling.max_new_tokens
         tokenizer = load_chat_tokenizer(folder)
         for index, record in enumerate(records):
-            length = len(tokenizer.prompt_ids(record.messages, location=record.location))
+            length = len(require_prompt_ids(tokenizer, record))
             if length > max_prompt_length:
                 too_long[index] = (
                     f"{record.location} ({length} tokens, but {name} takes prompts of at most {max_prompt_length} "
@@ -471,7 +482,10 @@ def start_reward(
 
     tokenizer, scorers = load_chat_tokenizer(model.local()), config.execution.scorers
     max_length = read_config(model.local()).max_length
-    pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
+    rendered = render_preferences(list_files(config.preferences), tokenizer)
+    log_counts(rendered.counts, field="preferences")
+    check_quarantined(rendered.counts, config.max_quarantined, field="preferences", where="")
+    pairs = rendered.pairs
     fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= max_length]
     if not fitting:
         raise ValueError(

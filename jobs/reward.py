@@ -6,7 +6,7 @@ raymill run reward configs/tiny/reward.yaml
 import itertools
 import logging
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,18 +16,25 @@ from cluster.metrics_log import latest_values
 from cluster.paths import list_files
 from cluster.process_group import RankContext
 from cluster.storage import Storage
-from data.chats.records import read_preferences
-from data.chats.template import PreferenceTokens, load_chat_tokenizer, render_preference
-from data.tokens.tokenizer import read_chat_special_tokens
-from jobs.frame.artifact import Artifact
+from data.chats.layouts import parse_preference
+from data.chats.messages import text_of
+from data.chats.records import parse_or_bad, read_located
+from data.chats.sample_files import SampleFiles, SampleReader, StoredArray, open_array, store_array
+from data.chats.template import load_chat_tokenizer, read_special_tokens
+from data.document import BadRecord
+from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
 from jobs.frame.fine_tuning import (
-    check_chat_template,
+    RecordsSummary,
     check_fine_tuning,
+    check_first_records,
+    check_rendering,
     held_out_micro_batch_indices,
     output_sizes,
+    prepare_samples,
     split_held_out,
     step_sample_indices,
+    summarize_records,
 )
 from jobs.frame.sizes import chat_tokens, model_config_of
 from jobs.frame.stage import Context, PlannedInputs, Stage
@@ -58,9 +65,15 @@ class RewardConfig:
     """`reward.yaml`."""
 
     preferences: list[str] = source_files()
-    """JSONL files of `{"prompt", "chosen", "rejected"}`; a prompt is a string or a list of messages."""
+    """JSONL files, or JSON files with an array. The fields of a record decide its layout: `prompt`, `chosen` and
+    `rejected` (strings or lists of messages), `chosen` and `rejected` that begin with the prompt (also in the form of
+    hh-rlhf), or a list of completions with scores (UltraFeedback). See docs/training.md."""
     init: str = input_artifact("model", default=PREVIOUS_STAGE)
     """Model whose decoder initializes the reward model: a stage, an artifact or a Llama-family Hugging Face folder."""
+    max_quarantined: float = 0.01
+    """Largest share of the records that may be unusable. They are listed in the folder quarantine. The run stops if
+    there are more. A single record never stops it. Ties, in which neither completion is preferred, are listed too, but
+    do not count."""
     sequence_length: int = 256
     """Maximum length of a prompt and one of its completions together, in tokens. A pair that exceeds it with either
     completion is left out and counted."""
@@ -72,16 +85,21 @@ class RewardConfig:
     precision: Precision = precision_field(placement="placement")
     """Precision of matmuls. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     seed: int = 0
-    """Seed of the pair order."""
+    """Seed of the choice of held-out pairs and of the pair order."""
     validation_fraction: float = 0.1
-    """Fraction of the pairs that is held out for the validation accuracy. The last pairs are used."""
+    """Fraction of the pairs that is held out for the validation accuracy. They are chosen at random. Pairs with the
+    same first prompt are held out together."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
 
 
 def check_preferences(config: RewardConfig) -> None:
-    """Raises ValueError for a malformed record. The error names the record's file and line."""
-    for _ in read_preferences(list_files(config.preferences)):
-        pass
+    """Raises ValueError if too many of the first records cannot be used, or fewer than two can."""
+    check_first_records(config, config.preferences, kind="preferences")
+
+
+def check_inputs(config: RewardConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError if too many of the first records cannot be rendered with the tokenizer of the model."""
+    check_rendering(config, config.preferences, inputs, kind="preferences")
 
 
 def estimate(config: RewardConfig, planned: PlannedInputs) -> dict[str, float]:
@@ -100,13 +118,15 @@ def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
     from the first pairs in the files, as many as 50 batches have.
     """
     sizes = model_config_of(planned["init"])
-    first = itertools.islice(read_preferences(list_files(config.preferences)), 50 * config.global_batch_size)
+    first = itertools.islice(read_located(list_files(config.preferences)), 50 * config.global_batch_size)
+    pairs = [parse_or_bad(parse_preference, record) for _, record in first]
     lengths = [
-        chat_tokens(
-            [*(message["content"] for message in pair.prompt), max(pair.chosen, pair.rejected, key=len)],
-            sizes.vocab_size,
+        max(
+            chat_tokens([text_of(message) for message in [*pair.prompt, *completion]], sizes.vocab_size)
+            for completion in (pair.chosen, pair.rejected)
         )
-        for pair in first
+        for pair in pairs
+        if not isinstance(pair, BadRecord)
     ]
     # Estimated length of the longer sequence of each pair that is not left out.
     fitting = [length for length in lengths if length <= config.sequence_length] or [config.sequence_length]
@@ -122,8 +142,9 @@ def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
 class RewardSummary:
     """The summary in artifact.json."""
 
+    preferences: RecordsSummary
     pairs: int
-    """Number of pairs in the files."""
+    """Number of pairs that fit sequence_length."""
     pairs_too_long: int
     """Number of pairs that were left out, because the prompt with one of the completions did not fit."""
     pairs_held_out: int
@@ -141,31 +162,38 @@ def run(config: RewardConfig, context: Context) -> RewardSummary:
     `model/` is a sequence classifier with one label, which is the reward. Returns the numbers of pairs, the validation
     metrics, and the summary of the training.
     """
-    init = context.inputs["init"].model
-    tokenizer = load_chat_tokenizer(init.local())
-    pairs = [render_preference(tokenizer, record) for record in read_preferences(list_files(config.preferences))]
-    fitting = [pair for pair in pairs if max(len(pair.chosen), len(pair.rejected)) <= config.sequence_length]
-    train, held_out = split_held_out(fitting, config, field="preferences")
+    prepared = prepare_samples(config, context, config.preferences, kind="preferences")
+    records = prepared.records
+    split = split_held_out(records.keys[::2], config, field="preferences")
+    train, held_out = (
+        store_array(prepared.folder, f"{name}-pairs.npy", pairs)
+        for name, pairs in (("train", split.train), ("held-out", split.held_out))
+    )
     payload = RewardPayload(
         training=TrainingPayload(
             config=config, output=context.output, tracker=context.tracker, metrics_prefix="reward"
         ),
         config=config,
-        init=init,
-        pad_id=tokenizer.pad_id,
+        init=context.inputs["init"].model,
+        pad_id=load_chat_tokenizer(prepared.tokenizer.local()).pad_id,
+        folder=prepared.folder,
+        samples=records.files,
         train=train,
         held_out=held_out,
     )
     run_training(learn_preferences, payload, config, context, name="reward")
     last = latest_values(context.output)
-    return RewardSummary(
-        pairs=len(pairs),
-        pairs_too_long=len(pairs) - len(fitting),
-        pairs_held_out=len(held_out),
+    summary = RewardSummary(
+        preferences=summarize_records(records.counts),
+        pairs=len(records.lengths) // 2,
+        pairs_too_long=records.num_too_long,
+        pairs_held_out=len(split.held_out),
         validation_accuracy=last["validation/accuracy"],
         validation_margin=last["validation/margin"],
         training=summarize(context.output, metrics_prefix="reward"),
     )
+    context.output.remove(WORK)
+    return summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +206,37 @@ class RewardPayload:
     """Folder of the model whose decoder initializes the reward model."""
     pad_id: int
     """Id of the padding token."""
-    train: Sequence[PreferenceTokens]
-    """The pairs to train on."""
-    held_out: Sequence[PreferenceTokens]
-    """The pairs for validation."""
+    folder: Storage
+    """Folder of the files of samples and pairs."""
+    samples: SampleFiles
+    """The chosen sequence of pair n is sample 2n, and the rejected one is sample 2n + 1."""
+    train: StoredArray
+    """The numbers of the pairs to train on."""
+    held_out: StoredArray
+    """The numbers of the pairs for validation."""
+
+
+class PairReader:
+    """Reads pairs from the files of a payload. Only the pairs that are read are in memory."""
+
+    def __init__(self, payload: RewardPayload, pairs: StoredArray) -> None:
+        self._samples = SampleReader(payload.folder, payload.samples)
+        self._pairs = open_array(payload.folder, pairs)
+        self._pad_id = payload.pad_id
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def take(self, indices: np.ndarray) -> "PairBatch":
+        """Return the pairs at `indices` as a batch, padded to the longest sequence of these pairs."""
+        from model.batch import pair_batch
+
+        numbers = [int(self._pairs[index]) for index in indices]
+        chosen, rejected = (
+            [self._samples.read(2 * number + offset).ids.tolist() for number in numbers] for offset in (0, 1)
+        )
+        longest = max(map(len, [*chosen, *rejected]))
+        return pair_batch(chosen, rejected, length=longest, pad_id=self._pad_id)
 
 
 def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None:
@@ -192,51 +247,42 @@ def learn_preferences(rank_context: RankContext, payload: RewardPayload) -> None
     from model.objectives import bradley_terry
     from model.train import fit
 
+    config = payload.config
     training = StageTraining(rank_context, payload.training)
     folder = payload.init.local()
-    model = load_hf_scalar_model(folder)
-    state = training.start(model)
-    for report in fit(state, step_batches(training, payload, state), bradley_terry):
+    train, held_out = PairReader(payload, payload.train), PairReader(payload, payload.held_out)
+    state = training.start(load_hf_scalar_model(folder))
+    for report in fit(state, step_batches(training, train, state, config.seed), bradley_terry):
         training.log(report)
         if training.is_validation_step(report.step):
-            held_out = training.mean_metrics(state, held_out_batches(training, payload), bradley_terry)
+            metrics = training.mean_metrics(state, held_out_batches(training, held_out), bradley_terry)
             # From the names of the means to the metric keys.
             names = {
                 "loss": "validation/loss",
                 "reward/accuracy": "validation/accuracy",
                 "reward/margin": "validation/margin",
             }
-            training.log_validation(report.step, {names[name]: value for name, value in held_out.items()})
+            training.log_validation(report.step, {names[name]: value for name, value in metrics.items()})
         training.save_checkpoint_if_due(state)
-    training.finish(state, read_chat_special_tokens, folder)
+    training.finish(state, read_special_tokens, folder)
 
 
 def step_batches(
-    training: "StageTraining", payload: RewardPayload, state: "TrainState"
+    training: "StageTraining", pairs: PairReader, state: "TrainState", seed: int
 ) -> "Iterator[Sequence[PairBatch]]":
     """Yield, for each remaining step, the list of this rank's micro-batches. `state.step` is the first such step."""
-    for step, indices in step_sample_indices(training, state, len(payload.train), seed=payload.config.seed):
-        batch = to_pairs([payload.train[index] for index in indices], payload)
+    for step, indices in step_sample_indices(training, state, len(pairs), seed=seed):
+        batch = pairs.take(indices)
         # The token ids that the model is fed become part of the logged data hash.
         fed = np.concatenate([batch.chosen_ids.numpy(), batch.rejected_ids.numpy()], axis=1)
         training.add_to_data_hash(fed, step)
         yield training.micro_batches(batch)
 
 
-def held_out_batches(training: "StageTraining", payload: RewardPayload) -> "Iterator[PairBatch]":
+def held_out_batches(training: "StageTraining", pairs: PairReader) -> "Iterator[PairBatch]":
     """Yield this rank's micro-batches of the held-out pairs."""
-    for indices in held_out_micro_batch_indices(training, len(payload.held_out)):
-        yield to_pairs([payload.held_out[index] for index in indices], payload)
-
-
-def to_pairs(pairs: Sequence[PreferenceTokens], payload: RewardPayload) -> "PairBatch":
-    """Return the pairs as a batch, padded to the longest sequence of these pairs."""
-    from model.batch import pair_batch
-
-    longest = max(max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
-    return pair_batch(
-        [pair.chosen for pair in pairs], [pair.rejected for pair in pairs], length=longest, pad_id=payload.pad_id
-    )
+    for indices in held_out_micro_batch_indices(training, len(pairs)):
+        yield pairs.take(indices)
 
 
 def report(artifact: Artifact) -> ReportPart:
@@ -249,7 +295,7 @@ def report(artifact: Artifact) -> ReportPart:
 
 STAGE = Stage(
     name="reward",
-    version=2,
+    version=3,
     kind="reward_model",
     config=RewardConfig,
     run=run,
@@ -257,7 +303,7 @@ STAGE = Stage(
     check=check_fine_tuning,
     check_sources=check_preferences,
     check_planned_inputs=check_length,
-    check_inputs=check_chat_template,
+    check_inputs=check_inputs,
     estimate=estimate,
     workload=workload,
     report=report,

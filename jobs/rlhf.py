@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,16 @@ from cluster.paths import list_files
 from cluster.placement import Placement
 from cluster.progress import Progress, show_activity
 from cluster.signals import StoppedBySignal, defer_signals, received_signal
-from data.chats.records import read_prompts
+from data.chats.counts import RecordCounts, check_quarantined, log_counts, write_quarantine
+from data.chats.messages import text_of
+from data.chats.prompts import TokenizedPrompts, parse_prompts, probe_prompts
+from data.chats.prompts import tokenize_prompts as tokenize_files
+from data.chats.records import read_located
 from data.chats.template import load_chat_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files, user_function
+from jobs.frame.fine_tuning import check_max_quarantined
 from jobs.frame.sizes import (
     activation_gib,
     chat_tokens,
@@ -51,6 +56,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PROBED_PROMPTS = 2000
+"""Number of prompts that are checked before the inputs of the stage are finished."""
 _HELD_OUT_BEFORE = "checkpoints/before.jsonl"
 """Completions of the held-out prompts before training."""
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -62,7 +69,7 @@ class RLHFConfig:
     """`rlhf.yaml`."""
 
     policy: str = input_artifact("model", default=PREVIOUS_STAGE)
-    """Chat model to train: a stage, an artifact or a Llama-family Hugging Face folder."""
+    """Model to train: a stage, an artifact or a Llama-family Hugging Face folder."""
     reward: str | None = input_artifact("reward_model", default=None)
     """Reward model that scores the completions. Set either this or `verifier`."""
     verifier: str | None = user_function(default=None)
@@ -72,9 +79,13 @@ class RLHFConfig:
     files in the folder are not shipped: write the data into an imported module, or put it on storage that every node
     can read."""
     prompts: list[str] = source_files()
-    """JSONL files of `{"prompt", …}` or `{"messages", …}`. A verifier receives the complete record."""
+    """JSONL files, or JSON files with an array, of `{"prompt", …}` or `{"messages", …}`. A verifier receives the
+    complete record. For a policy without a chat template, `prompt` is the text that the policy continues."""
     held_out_prompts: list[str] = source_files(default=[])
     """JSONL files of prompts that are never trained on. The policy completes them before and after training."""
+    max_quarantined: float = 0.01
+    """Largest share of the prompts that may be unusable. They are listed in the folder quarantine. The run stops if
+    there are more. A single prompt never stops it."""
     steps: int = 100
     """Number of RLHF steps. Each step begins with generation and ends with the weight sync."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
@@ -95,6 +106,7 @@ def check(config: RLHFConfig) -> None:
         raise ValueError(f"steps: {config.steps} must be at least 1")
     if (config.reward is None) == (config.verifier is None):
         raise ValueError("reward, verifier: set exactly one of them; it scores the completions")
+    check_max_quarantined(config.max_quarantined)
     config.rollouts.check("rollouts")
     config.learning.check("learning")
     algorithm = load_algorithm(read_algorithm_program(config.learning.algorithm))
@@ -115,9 +127,16 @@ def check(config: RLHFConfig) -> None:
 
 
 def check_prompts(config: RLHFConfig) -> None:
-    """Raises ValueError for a malformed prompt. The error names the prompt's file and line."""
-    for _ in read_prompts(list_files([*config.prompts, *config.held_out_prompts])):
-        pass
+    """Raises ValueError if too many of the first prompts cannot be used."""
+    for name, patterns in _prompt_fields(config):
+        counts = probe_prompts(list_files(patterns), _PROBED_PROMPTS)
+        check_quarantined(counts, config.max_quarantined, field=name, where="")
+
+
+def _prompt_fields(config: RLHFConfig) -> list[tuple[str, list[str]]]:
+    """Return (name, patterns) of the fields with files of prompts. Fields without patterns are left out."""
+    fields = [("prompts", config.prompts), ("held_out_prompts", config.held_out_prompts)]
+    return [(name, patterns) for name, patterns in fields if patterns or name == "prompts"]
 
 
 def check_inputs(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> None:
@@ -161,6 +180,13 @@ class Prompts:
     held_out: list[Prompt]
     num_too_long: int
     """Number of prompts that were left out, because max_new_tokens would not fit after them."""
+    files: dict[str, TokenizedPrompts]
+    """All prompts and the counts of the records, by the name of the config field."""
+
+    @property
+    def counts(self) -> RecordCounts:
+        """The counts of all records."""
+        return sum((prompts.counts for prompts in self.files.values()), RecordCounts())
 
 
 def run(config: RLHFConfig, context: Context) -> RLHFSummary:
@@ -171,6 +197,9 @@ def run(config: RLHFConfig, context: Context) -> RLHFSummary:
     from actors.graph import build_graph  # imported here, so that loading a config imports neither Ray nor torch
 
     prompts = tokenize_prompts(config, context.inputs)
+    for name, tokenized in prompts.files.items():
+        write_quarantine(context.output, name, tokenized.quarantined)
+        log_counts(tokenized.counts, field=name)
     with build_graph(graph_config(config, context, prompts), config.execution) as graph:
         after = train_with_recovery(config, context, graph, prompts)
     before = [HeldOutCompletion(**line) for line in context.output.read_jsonl(_HELD_OUT_BEFORE)]
@@ -181,6 +210,7 @@ def run(config: RLHFConfig, context: Context) -> RLHFSummary:
         after,
         num_prompts=len(prompts.train),
         num_too_long=prompts.num_too_long,
+        num_quarantined=prompts.counts.num_quarantined,
     )
 
 
@@ -269,30 +299,30 @@ def graph_config(config: RLHFConfig, context: Context, prompts: Prompts) -> Grap
 def tokenize_prompts(config: RLHFConfig, inputs: Mapping[str, Artifact]) -> Prompts:
     """Read and tokenize all prompts. A prompt that leaves no room for max_new_tokens is left out.
 
-    Raises ValueError if none of `prompts` is left. Also raises ValueError if there are `held_out_prompts`, but none of
-    them is left.
+    Raises ValueError if more than the share `max_quarantined` of the prompts cannot be used, or if none of `prompts` is
+    left. Also raises ValueError if there are `held_out_prompts`, but none of them is left.
     """
     folder = inputs["policy"].model.local()
     tokenizer = load_chat_tokenizer(folder)
     max_prompt_length = read_config(folder).max_length - config.rollouts.max_new_tokens
-
-    def read(patterns: Sequence[str]) -> list[Prompt]:
-        return [
-            Prompt(record.text, tuple(tokenizer.prompt_ids(record.messages, location=record.location)), record.record)
-            for record in (read_prompts(list_files(list(patterns))) if patterns else ())
+    files: dict[str, TokenizedPrompts] = {}
+    fitting: dict[str, list[Prompt]] = {"prompts": [], "held_out_prompts": []}
+    for name, patterns in _prompt_fields(config):
+        files[name] = tokenize_files(list_files(patterns), tokenizer)
+        check_quarantined(files[name].counts, config.max_quarantined, field=name, where="")
+        fitting[name] = [
+            Prompt(prompt.text, tuple(ids), prompt.record)
+            for prompt, ids in files[name].prompts
+            if len(ids) <= max_prompt_length
         ]
-
-    train, held_out = read(config.prompts), read(config.held_out_prompts)
-    fitting = [
-        [prompt for prompt in prompts if len(prompt.prompt_ids) <= max_prompt_length] for prompts in (train, held_out)
-    ]
-    for name, prompts, kept in zip(("prompts", "held_out_prompts"), (train, held_out), fitting, strict=True):
-        if not kept and (prompts or name == "prompts"):
+        if not fitting[name]:
             raise ValueError(
-                f"{name}: none of the {len(prompts)} prompts leaves room for rollouts.max_new_tokens="
+                f"{name}: none of the {len(files[name].prompts)} prompts leaves room for rollouts.max_new_tokens="
                 f"{config.rollouts.max_new_tokens} in the policy's max_length; shorten the completions or the prompts"
             )
-    return Prompts(fitting[0], fitting[1], len(train) + len(held_out) - len(fitting[0]) - len(fitting[1]))
+    num_prompts = sum(len(tokenized.prompts) for tokenized in files.values())
+    num_fitting = sum(map(len, fitting.values()))
+    return Prompts(fitting["prompts"], fitting["held_out_prompts"], num_prompts - num_fitting, files)
 
 
 def complete_held_out(graph: "Graph", prompts: Prompts) -> list[HeldOutCompletion]:
@@ -350,11 +380,12 @@ def workload(config: RLHFConfig, planned: PlannedInputs) -> Workload:
     prompt is assumed to have the mean length of the first thousand prompts.
     """
     execution, model_config, rollouts = config.execution, model_config_of(planned["policy"]), config.rollouts
-    first = itertools.islice(read_prompts(list_files([*config.prompts, *config.held_out_prompts])), 1000)
+    first = itertools.islice(read_located(list_files([*config.prompts, *config.held_out_prompts])), 1000)
     prompt_tokens = statistics.fmean(
-        chat_tokens([message["content"] for message in prompt.messages], model_config.vocab_size) for prompt in first
+        chat_tokens([text_of(message) for message in prompt.messages], model_config.vocab_size)
+        for prompt in parse_prompts(first)
     )
-    num_held_out = sum(1 for _ in read_prompts(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
+    num_held_out = sum(1 for _ in read_located(list_files(config.held_out_prompts))) if config.held_out_prompts else 0
     # `num_evaluations` is how often the held-out prompts are completed: before training, after training, and after each
     # held_out_interval that ends before the last step.
     num_evaluations = 2 + ((config.steps - 1) // execution.held_out_interval if execution.held_out_interval else 0)

@@ -4,28 +4,37 @@ raymill run sft configs/tiny/sft.yaml
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cluster.paths import list_files
+from cluster.plain import to_plain
 from cluster.process_group import RankContext
 from cluster.storage import Storage
-from data.chats.packing import PackedRows, pack_chats, truncate_chats
-from data.chats.records import read_chats
-from data.chats.template import load_chat_tokenizer, render
-from data.tokens.tokenizer import read_chat_special_tokens
-from jobs.frame.artifact import Artifact
+from data.chats.messages import user_message
+from data.chats.packing import plan_rows
+from data.chats.row_files import RowFiles, RowReader, store_rows
+from data.chats.sample_files import SampleFiles, SampleReader, learned_parts
+from data.chats.template import ChatTokenizer, load_chat_tokenizer, read_special_tokens
+from data.document import BadRecord
+from data.sources.compression import read_blocks
+from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
 from jobs.frame.fine_tuning import (
-    check_chat_template,
+    PreparedSamples,
+    RecordsSummary,
     check_fine_tuning,
+    check_first_records,
+    check_rendering,
     held_out_micro_batch_indices,
     output_sizes,
+    prepare_samples,
     split_held_out,
     step_sample_indices,
+    summarize_records,
 )
 from jobs.frame.sizes import model_config_of
 from jobs.frame.stage import Context, PlannedInputs, Stage
@@ -39,6 +48,8 @@ from jobs.frame.training_config import (
 )
 from jobs.frame.training_run import TrainingPayload, TrainingSummary, run_training, summarize
 from jobs.frame.workload import Workload
+from jobs.report.learned import LEARNED_EXAMPLES, LearnedExample, LearnedPart, learned_examples
+from jobs.report.page import join
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
@@ -50,15 +61,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NUM_EXAMPLES = 5
+"""Number of training samples in learned.jsonl."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig:
     """`sft.yaml`."""
 
     chats: list[str] = source_files()
-    """JSONL files (globs on any fsspec URL) of `{"messages": [{"role", "content"}, …]}` or `{"prompt", "response"}`."""
+    """JSONL files, or JSON files with an array (globs on any fsspec URL). The fields of a record decide its layout:
+    `messages` (OpenAI, with tools), `conversations` (ShareGPT), `prompt` and `completion` or `response`, or
+    `instruction`, `input` and `output` (Alpaca). See docs/training.md."""
     init: str = input_artifact("model", default=PREVIOUS_STAGE)
     """Model to fine-tune: a stage, an artifact or a Llama-family Hugging Face folder."""
+    chat_template: str | None = source_files(default=None)
+    """File with a chat template (Jinja) to use instead of the tokenizer's, for example to make a chat model of a base
+    model. The trained model's folder contains it."""
+    max_quarantined: float = 0.01
+    """Largest share of the records that may be unusable. They are listed in the folder quarantine. The run stops if
+    there are more. A single record never stops it."""
     sequence_length: int = 256
     """Length of a training row, in tokens. Chats are packed into rows and do not attend to each other. A longer chat is
     truncated, or left out if no token of any reply would remain; both are counted."""
@@ -70,24 +92,36 @@ class SftConfig:
     precision: Precision = precision_field(placement="placement")
     """Precision of matmuls. `auto` is bfloat16 if the hardware supports it natively, else float32."""
     seed: int = 0
-    """Seed of the row order and of the sampled replies."""
+    """Seed of the choice of held-out chats, of the row order and of the sampled replies."""
     validation_fraction: float = 0.05
-    """Fraction of the chats that is held out for the validation loss. The last chats are used."""
+    """Fraction of the chats that is held out for the validation loss. They are chosen at random. Chats with the same
+    first prompt are held out together."""
     sample_prompts: list[str] = field(default_factory=lambda: ["Hello! How are you?", "What do you do for fun?"])
     """User messages that the finished model replies to. The report shows them."""
     execution: TrainingExecution = field(default_factory=TrainingExecution)
 
 
 def check_chats(config: SftConfig) -> None:
-    """Raises ValueError for a malformed record, and for fewer than two chats.
+    """Raises ValueError if too many of the first records cannot be used, or fewer than two can."""
+    check_first_records(config, config.chats, kind="chats")
 
-    The error for a malformed record names its file and line.
-    """
-    number = sum(1 for _ in read_chats(list_files(config.chats)))
-    if number < 2:
-        raise ValueError(
-            f"chats: found {number}, but at least 2 are needed, one to train on and one to hold out; add chats"
-        )
+
+def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
+    """Raises ValueError if too many of the first records, or a sample prompt, cannot be rendered for the model."""
+    tokenizer = check_rendering(config, config.chats, inputs, kind="chats", chat_template=read_template(config))
+    for number, text in enumerate(config.sample_prompts):
+        try:
+            sample_prompt_ids(tokenizer, text)
+        except BadRecord as bad:
+            raise ValueError(f"sample_prompts[{number}]: {bad}") from bad
+
+
+def read_template(config: SftConfig) -> str | None:
+    """Return the text of the file `chat_template`, or None if it is not set."""
+    if config.chat_template is None:
+        return None
+    (url,) = list_files([config.chat_template])
+    return b"".join(read_blocks(url)).decode()
 
 
 def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
@@ -108,45 +142,73 @@ def workload(config: SftConfig, planned: PlannedInputs) -> Workload:
 class SftSummary:
     """The summary in artifact.json."""
 
-    chats: int
-    """Number of chats in the files."""
-    chats_cut: int
-    """Number of chats that were truncated to fit a row."""
-    chats_too_long: int
-    """Number of chats that were left out, because no token of any reply would have fit a row."""
-    chats_held_out: int
-    """Number of chats that were held out for the validation loss."""
+    chats: RecordsSummary
+    chats_split: int
+    """Number of chats that became several samples, because the template rewrites earlier messages."""
+    samples: int
+    """Number of samples: chats, or replies of the chats that were split."""
+    samples_cut: int
+    """Number of samples that were truncated to fit a row."""
+    samples_too_long: int
+    """Number of samples that were left out, because no token of any reply would have fit a row."""
+    samples_held_out: int
+    """Number of samples that were held out for the validation loss."""
     rows: int
     """Number of packed training rows."""
     training: TrainingSummary
 
 
 def run(config: SftConfig, context: Context) -> SftSummary:
-    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl` and `samples.jsonl`.
+    """Train the model and write `model/`, `checkpoints/`, `metrics.jsonl`, `samples.jsonl` and `learned.jsonl`.
 
     Returns the numbers of chats and rows, and the summary of the training.
     """
-    model_folder = context.inputs["init"].model
-    tokenizer = load_chat_tokenizer(model_folder.local())
-    chats = [render(tokenizer, chat) for chat in read_chats(list_files(config.chats))]
-    fitting = truncate_chats(chats, length=config.sequence_length)
-    train, held_out = split_held_out(fitting.chats, config, field="chats")
+    prepared = prepare_samples(config, context, config.chats, kind="chats", chat_template=read_template(config))
+    records, tokenizer = prepared.records, load_chat_tokenizer(prepared.tokenizer.local())
+    split = split_held_out(records.keys, config, field="chats")
+    write_examples(prepared, tokenizer, split.train, context.output)
+    rows = [
+        plan_rows(numbers, records.lengths[numbers], length=config.sequence_length)
+        for numbers in (split.train, split.held_out)
+    ]
+    train, held_out = (
+        store_rows(prepared.folder, name, plan) for name, plan in zip(("train", "held-out"), rows, strict=True)
+    )
     payload = SftPayload(
         training=TrainingPayload(config=config, output=context.output, tracker=context.tracker, metrics_prefix="sft"),
         config=config,
-        init=model_folder,
-        train=pack_chats(train, length=config.sequence_length, pad_id=tokenizer.pad_id),
-        held_out=pack_chats(held_out, length=config.sequence_length, pad_id=tokenizer.pad_id),
+        init=context.inputs["init"].model,
+        tokenizer=prepared.tokenizer,
+        folder=prepared.folder,
+        samples=records.files,
+        train=train,
+        held_out=held_out,
+        pad_id=tokenizer.pad_id,
     )
     run_training(fine_tune, payload, config, context, name="sft")
-    return SftSummary(
-        chats=len(chats),
-        chats_cut=fitting.num_truncated,
-        chats_too_long=fitting.num_without_reply,
-        chats_held_out=len(held_out),
-        rows=len(payload.train.input_ids),
+    summary = SftSummary(
+        chats=summarize_records(records.counts),
+        chats_split=records.num_split,
+        samples=len(records.lengths),
+        samples_cut=records.num_truncated,
+        samples_too_long=records.num_too_long,
+        samples_held_out=len(split.held_out),
+        rows=len(rows[0].row_starts) - 1,
         training=summarize(context.output, metrics_prefix="sft"),
     )
+    context.output.remove(WORK)
+    return summary
+
+
+def write_examples(prepared: PreparedSamples, tokenizer: ChatTokenizer, train: np.ndarray, output: Storage) -> None:
+    """Write the first training samples to `learned.jsonl`, and log the first one, with the learned texts marked."""
+    reader = SampleReader(prepared.folder, prepared.records.files)
+    examples = [
+        LearnedExample(parts=[LearnedPart(tokenizer.decode(ids), learned) for ids, learned in learned_parts(sample)])
+        for sample in (reader.read(number) for number in train[:NUM_EXAMPLES])
+    ]
+    output.write_jsonl(LEARNED_EXAMPLES, map(to_plain, examples))
+    log.info("chats: the first sample; what is learned is in ⟦⟧: %s", examples[0].marked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +219,21 @@ class SftPayload:
     config: SftConfig
     init: Storage
     """Folder of the model to fine-tune."""
-    train: PackedRows
+    tokenizer: Storage
+    """Folder of the tokenizer."""
+    folder: Storage
+    """Folder of the files of samples and rows."""
+    samples: SampleFiles
+    train: RowFiles
     """The rows of the chats to train on."""
-    held_out: PackedRows
+    held_out: RowFiles
     """The rows of the held-out chats."""
+    pad_id: int
+    """Id of the padding token."""
+
+    def open_rows(self, rows: RowFiles) -> RowReader:
+        """Return a reader of rows."""
+        return RowReader(self.folder, self.samples, rows, length=self.config.sequence_length, pad_id=self.pad_id)
 
 
 def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
@@ -173,54 +246,55 @@ def fine_tune(rank_context: RankContext, payload: SftPayload) -> None:
 
     config = payload.config
     training = StageTraining(rank_context, payload.training)
-    folder = payload.init.local()
-    model = load_hf_model(folder)
-    state = training.start(model)
-    for report in fit(state, step_batches(training, payload.train, state, config.seed), causal_lm):
+    train, held_out = payload.open_rows(payload.train), payload.open_rows(payload.held_out)
+    state = training.start(load_hf_model(payload.init.local()))
+    for report in fit(state, step_batches(training, train, state, config.seed), causal_lm):
         training.log(report)
         if training.is_validation_step(report.step):
-            loss = training.mean_metrics(state, held_out_batches(training, payload.held_out), causal_lm)["loss"]
+            loss = training.mean_metrics(state, held_out_batches(training, held_out), causal_lm)["loss"]
             training.log_validation(report.step, {"validation/loss": loss})
         training.save_checkpoint_if_due(state)
-    training.finish(state, read_chat_special_tokens, folder)
+    folder = payload.tokenizer.local()
+    training.finish(state, read_special_tokens, folder)
     if rank_context.rank == 0 and config.sample_prompts:
         tokenizer = load_chat_tokenizer(folder)
-        prompts = [(text, tokenizer.prompt_ids([{"role": "user", "content": text}])) for text in config.sample_prompts]
+        prompts = [(text, sample_prompt_ids(tokenizer, text)) for text in config.sample_prompts]
         continue_prompts(payload.training.output, prompts, tokenizer.decode, stop_id=tokenizer.end_id, seed=config.seed)
 
 
+def sample_prompt_ids(tokenizer: ChatTokenizer, text: str) -> list[int]:
+    """Return the tokens of a prompt: of a user's message or, without a chat template, of the text itself."""
+    return tokenizer.prompt_ids([user_message(text)]) if tokenizer.has_template else tokenizer.raw_prompt_ids(text)
+
+
 def step_batches(
-    training: "StageTraining", rows: PackedRows, state: "TrainState", seed: int
+    training: "StageTraining", rows: RowReader, state: "TrainState", seed: int
 ) -> "Iterator[Sequence[Batch]]":
     """Yield, for each remaining step, the list of this rank's micro-batches. `state.step` is the first such step."""
-    for step, indices in step_sample_indices(training, state, len(rows.input_ids), seed=seed):
-        step_rows = take(rows, indices)
+    for step, indices in step_sample_indices(training, state, len(rows), seed=seed):
+        step_rows = rows.take(indices)
         training.add_to_data_hash(step_rows.input_ids, step)
         yield training.micro_batches(training.to_batch(step_rows))
 
 
-def held_out_batches(training: "StageTraining", rows: PackedRows) -> "Iterator[Batch]":
+def held_out_batches(training: "StageTraining", rows: RowReader) -> "Iterator[Batch]":
     """Yield this rank's micro-batches of the held-out rows."""
-    for indices in held_out_micro_batch_indices(training, len(rows.input_ids)):
-        yield training.to_batch(take(rows, indices))
-
-
-def take(rows: PackedRows, indices: np.ndarray) -> PackedRows:
-    """Return the rows at `indices`, in that order."""
-    return PackedRows(*(array[indices] for array in rows))
+    for indices in held_out_micro_batch_indices(training, len(rows)):
+        yield training.to_batch(rows.take(indices))
 
 
 def report(artifact: Artifact) -> ReportPart:
-    """Return the report's section: the curves of the training."""
+    """Return the report's section: the curves of the training, and the first samples with the learned texts marked."""
     summary = artifact.read_summary(SftSummary).training
-    return report_training(
+    part = report_training(
         artifact, summary, title="Fine-tuning", metrics_prefix="sft", loss_unit="nats per token of the assistant"
     )
+    return replace(part, section=join(part.section, learned_examples(artifact)))
 
 
 STAGE = Stage(
     name="sft",
-    version=3,
+    version=4,
     kind="model",
     config=SftConfig,
     run=run,
@@ -228,7 +302,7 @@ STAGE = Stage(
     check=check_fine_tuning,
     check_sources=check_chats,
     check_planned_inputs=check_length,
-    check_inputs=check_chat_template,
+    check_inputs=check_inputs,
     estimate=estimate,
     workload=workload,
     report=report,

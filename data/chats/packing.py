@@ -16,45 +16,39 @@ PackedRows = PaddedRows
 """Packed chats, as arrays of shape [rows, row length] with the fields of a training batch.
 
 The documents of `PaddedRows` are chats here. In `document_ids` the chats of a row are numbered from 0. The token ids of
-the padding are the argument `pad_id` of `pack_chats`."""
+the padding are the argument `pad_id` of `fill_rows`."""
 
 _NUM_OPEN_ROWS = 64
-"""Number of most recently added rows that `pack_chats` searches for free positions. Older rows do not change."""
+"""Number of most recently added rows that `plan_rows` searches for free positions. Older rows do not change."""
 
 
-class TruncatedChats(NamedTuple):
-    """The result of `truncate_chats`: chats that fit into rows."""
+class RowPlan(NamedTuple):
+    """Which chats each row has."""
 
-    chats: list[RenderedChat]
-    num_truncated: int
-    """Number of chats in `chats` that were truncated."""
-    num_without_reply: int
-    """Number of chats that were left out because, after truncation, they contain no token of the assistant."""
+    chats: np.ndarray
+    """Numbers of the chats of all rows, one row after the other, int64."""
+    row_starts: np.ndarray
+    """Index in `chats` at which each row begins, and the length of `chats` as the last item, int64."""
 
 
-def truncate_chats(chats: Sequence[RenderedChat], *, length: int) -> TruncatedChats:
-    """Truncate the chats to rows of `length` positions, which are `length` + 1 tokens.
+def truncate_chat(chat: RenderedChat, *, length: int) -> RenderedChat | None:
+    """Return a chat that fits into a row of `length` positions, which are `length` + 1 tokens.
 
-    Chats that then have no token of the assistant among their targets are left out.
+    Returns None if the first tokens of the chat that fit contain no learned token among their targets.
     """
-    truncated = [RenderedChat(chat.ids[: length + 1], chat.loss_mask[: length + 1]) for chat in chats]
-    kept = [chat for chat in truncated if any(chat.loss_mask[1:])]
-    num_truncated = sum(
-        any(new.loss_mask[1:]) and len(new.ids) < len(old.ids) for new, old in zip(truncated, chats, strict=True)
-    )
-    return TruncatedChats(kept, num_truncated, len(chats) - len(kept))
+    truncated = RenderedChat(chat.ids[: length + 1], chat.loss_mask[: length + 1])
+    return truncated if truncated.loss_mask[1:].any() else None
 
 
-def pack_chats(chats: Sequence[RenderedChat], *, length: int, pad_id: int) -> PackedRows:
-    """Pack chats into rows of `length` positions. A chat may have at most `length` + 1 tokens (see `truncate_chats`).
+def plan_rows(numbers: np.ndarray, num_tokens: np.ndarray, *, length: int) -> RowPlan:
+    """Pack chats into rows of `length` positions. A chat may have at most `length` + 1 tokens (see `truncate_chat`).
 
-    Each chat is added to the first of the last `_NUM_OPEN_ROWS` rows that has enough free positions, or to a new row.
-    Positions that remain free are padding, with `pad_id` as input and target.
+    `numbers` are the numbers of the chats to pack, and `num_tokens` the numbers of their tokens. Each chat is added to
+    the first of the last `_NUM_OPEN_ROWS` rows that has enough free positions, or to a new row.
     """
-    rows: list[list[RenderedChat]] = []
+    rows: list[list[int]] = []
     free_positions: list[int] = []
-    for chat in chats:
-        num_positions = len(chat.ids) - 1
+    for number, num_positions in zip(numbers.tolist(), (num_tokens - 1).tolist(), strict=True):
         assert num_positions <= length, (
             f"a chat has {num_positions} positions, but a row has {length}; truncate it first"
         )
@@ -63,12 +57,17 @@ def pack_chats(chats: Sequence[RenderedChat], *, length: int, pad_id: int) -> Pa
         if row == len(rows):
             rows.append([])
             free_positions.append(length)
-        rows[row].append(chat)
+        rows[row].append(number)
         free_positions[row] -= num_positions
-    return _to_arrays(rows, length, pad_id)
+    chats = np.array([number for row in rows for number in row], dtype=np.int64)
+    return RowPlan(chats, np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
 
-def _to_arrays(rows: Sequence[Sequence[RenderedChat]], length: int, pad_id: int) -> PackedRows:
+def fill_rows(rows: Sequence[Sequence[RenderedChat]], *, length: int, pad_id: int) -> PackedRows:
+    """Return the rows as arrays. `rows` has the chats of each row.
+
+    Positions that remain free are padding, with `pad_id` as input and target.
+    """
     shape = (len(rows), length)
     packed = PackedRows(
         input_ids=np.full(shape, pad_id, dtype=np.int64),

@@ -37,10 +37,10 @@ def jsonl_records(source: Source, read_range: ReadRange) -> Records:
         if isinstance(line, BadRecord):
             yield offset, line
         elif line.strip():
-            yield offset, _parse_object(line, "a line must be a JSON object", encoding)
+            yield offset, parse_object(line, "a line must be a JSON object", encoding)
 
 
-def _parse_object(raw: bytes, rule: str, encoding: str) -> dict[str, Any] | BadRecord:
+def parse_object(raw: bytes, rule: str, encoding: str = "utf-8") -> dict[str, Any] | BadRecord:
     """Parse bytes that must be a JSON object. Returns a BadRecord with the reason if they are not.
 
     `rule` is the message for JSON that is not an object. `encoding` is that of the file.
@@ -67,10 +67,10 @@ def json_records(source: Source, read_range: ReadRange) -> Records:
     first_character = _drop_first_character(buffer)
     if first_character == "[":
         for index, raw in enumerate(_split_items(buffer)):
-            yield index, raw if isinstance(raw, BadRecord) else _parse_object(raw, rule, encoding)
+            yield index, raw if isinstance(raw, BadRecord) else parse_object(raw, rule, encoding)
     elif first_character == "{":
         for index, raw in enumerate(_split_items(buffer)):
-            record = raw if isinstance(raw, BadRecord) else _parse_object(b"{%b}" % raw, rule, encoding)
+            record = raw if isinstance(raw, BadRecord) else parse_object(b"{%b}" % raw, rule, encoding)
             if isinstance(record, dict):
                 (key, value), *_ = [*record.items(), ("", None)]  # the last pair is for an item without a key
                 record = {"$key": key, **value} if isinstance(value, dict) else BadRecord(rule)

@@ -1,19 +1,36 @@
 """What the stages `sft` and `reward` have in common.
 
-They train an existing model, whose tokenizer has a chat template, on files of records. A fraction of the records is
-held out for the validation loss. The others are repeated in epochs.
+They train an existing model on files of records. Tasks render the records into samples of tokens. A fraction of the
+samples is held out for the validation loss. The others are repeated in epochs.
 """
 
+import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from data.chats.template import load_chat_tokenizer
+from cluster.paths import list_files
+from cluster.storage import Storage
+from data.chats.counts import (
+    RecordCounts,
+    check_quarantined,
+    describe_reasons,
+    log_counts,
+    quarantine_file,
+    write_quarantine,
+)
+from data.chats.held_out import HeldOutSplit, split_by_prompt
+from data.chats.rendering_tasks import RecordKind, RenderedRecords, plan_tasks, probe_records, render_files
+from data.chats.template import ChatTokenizer, load_chat_tokenizer
 from data.tokens.shuffle import epoch_order
-from jobs.frame.artifact import Artifact
+from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.sizes import model_config_of
-from jobs.frame.stage import PlannedInputs
+from jobs.frame.stage import Context, PlannedInputs
+from jobs.frame.tokenizer_files import copy_tokenizer
 from jobs.frame.training_config import TrainingConfig, check_training
 from model.transformer_config import TransformerConfig
 
@@ -21,7 +38,7 @@ if TYPE_CHECKING:
     from jobs.frame.training_rank import StageTraining
     from model.train import TrainState
 
-Sample = TypeVar("Sample")
+log = logging.getLogger(__name__)
 
 
 class FineTuningConfig(TrainingConfig, Protocol):
@@ -29,6 +46,10 @@ class FineTuningConfig(TrainingConfig, Protocol):
 
     @property
     def validation_fraction(self) -> float: ...
+    @property
+    def max_quarantined(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
 
 
 def check_fine_tuning(config: FineTuningConfig) -> None:
@@ -37,11 +58,50 @@ def check_fine_tuning(config: FineTuningConfig) -> None:
     check_training(config)
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"validation_fraction: {config.validation_fraction} must be above 0 and below 1, such as 0.05")
+    check_max_quarantined(config.max_quarantined)
 
 
-def check_chat_template(config: FineTuningConfig, inputs: Mapping[str, Artifact]) -> None:
-    """Raises ValueError if the tokenizer of the model in `init` has no chat template."""
-    load_chat_tokenizer(inputs["init"].model.local())
+def check_max_quarantined(value: float) -> None:
+    """Raises ValueError if the setting `max_quarantined` is out of range."""
+    if not 0 <= value < 1:
+        raise ValueError(f"max_quarantined: {value} must be at least 0 and below 1, such as 0.01")
+
+
+def check_first_records(
+    config: FineTuningConfig, patterns: Sequence[str], *, kind: RecordKind, tokenizer: ChatTokenizer | None = None
+) -> None:
+    """Raises ValueError if too many of the first records of the files cannot be used, or fewer than two can.
+
+    The records are also rendered if there is a tokenizer. `kind` is also the name of the config field with the files.
+    """
+    counts = probe_records(list_files(list(patterns)), kind, tokenizer)
+    check_quarantined(counts, config.max_quarantined, field=kind, where="")
+    num_used = sum(counts.layouts.values())
+    if num_used < 2:
+        reasons = f" ({describe_reasons(counts)})" if counts.quarantined else ""
+        raise ValueError(
+            f"{kind}: found {num_used} that can be used{reasons}, but at least 2 are needed, one to train on and one "
+            f"to hold out; add {kind}"
+        )
+
+
+def check_rendering(
+    config: FineTuningConfig,
+    patterns: Sequence[str],
+    inputs: Mapping[str, Artifact],
+    *,
+    kind: RecordKind,
+    chat_template: str | None = None,
+) -> ChatTokenizer:
+    """Return the tokenizer of the model in `init`. `chat_template` is a template to use instead of the tokenizer's.
+
+    Raises ValueError if too many of the first records of the files cannot be rendered with it.
+    """
+    with tempfile.TemporaryDirectory(prefix="raymill-tokenizer-") as folder:
+        copy_tokenizer(inputs["init"].model, Storage(folder), chat_template=chat_template)
+        tokenizer = load_chat_tokenizer(Path(folder))
+        check_first_records(config, patterns, kind=kind, tokenizer=tokenizer)
+        return tokenizer
 
 
 def output_sizes(config: FineTuningConfig, planned: PlannedInputs) -> TransformerConfig:
@@ -52,22 +112,85 @@ def output_sizes(config: FineTuningConfig, planned: PlannedInputs) -> Transforme
     return model_config_of(planned["init"])
 
 
-def split_held_out(
-    samples: Sequence[Sample], config: FineTuningConfig, *, field: str
-) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """Split the samples into (training samples, held-out samples). The last samples are held out.
+@dataclass(frozen=True, kw_only=True)
+class RecordsSummary:
+    """The part of a summary in artifact.json that is about the records."""
 
-    The fraction of held-out samples is `validation_fraction`, but each part has at least one sample. `samples` are
-    those records which are not longer than sequence_length, and `field` is the name of the config field that names the
-    file of the records. Raises ValueError for fewer than two samples.
+    records: int
+    """Number of records in the files."""
+    layouts: dict[str, int]
+    """Number of the records that are used, by layout."""
+    quarantined: dict[str, int]
+    """Number of records that cannot be used, by reason. The folder quarantine lists them."""
+    ties: int
+    """Number of the quarantined records that are preferences without a preferred completion."""
+    unread: dict[str, int]
+    """Number of records with each field that nothing reads."""
+
+
+def summarize_records(counts: RecordCounts) -> RecordsSummary:
+    """Return the part of a summary that is about the records."""
+    return RecordsSummary(
+        records=counts.records,
+        layouts=counts.layouts,
+        quarantined=counts.quarantined,
+        ties=counts.ties,
+        unread=counts.unread,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSamples:
+    """The rendered records of a run, in the folder `WORK` of the output."""
+
+    folder: Storage
+    """Folder of the files."""
+    tokenizer: Storage
+    """Folder with a copy of the tokenizer."""
+    records: RenderedRecords
+
+
+def prepare_samples(
+    config: FineTuningConfig,
+    context: Context,
+    patterns: Sequence[str],
+    *,
+    kind: RecordKind,
+    chat_template: str | None = None,
+) -> PreparedSamples:
+    """Render the records of the files on all workers, and log and write what became of them.
+
+    Raises ValueError if more than the share `max_quarantined` of the records cannot be used.
     """
-    if len(samples) < 2:
+    folder = context.output / WORK
+    tokenizer = folder / "tokenizer"
+    copy_tokenizer(context.inputs["init"].model, tokenizer, chat_template=chat_template)
+    work = folder / kind
+    tasks = plan_tasks(patterns, kind=kind, sequence_length=config.sequence_length, tokenizer=tokenizer)
+    records = render_files(tasks, work=work, tokenizer=tokenizer)
+    # Written before the check, because its error refers to this file.
+    write_quarantine(context.output, kind, records.quarantined)
+    log_counts(records.counts, field=kind)
+    where = f"all are listed in {context.output.url}/{quarantine_file(kind)}; "
+    check_quarantined(records.counts, config.max_quarantined, field=kind, where=where)
+    return PreparedSamples(folder=work, tokenizer=tokenizer, records=records)
+
+
+def split_held_out(keys: np.ndarray, config: FineTuningConfig, *, field: str) -> HeldOutSplit:
+    """Split the samples into training samples and held-out samples, without a prompt that is in both.
+
+    `keys` has the prompt key of each sample that is not longer than sequence_length, and `field` is the name of the
+    config field with the files. Raises ValueError for fewer than two samples.
+    """
+    if len(keys) < 2:
         raise ValueError(
-            f"{field}: only {len(samples)} of the records fit sequence_length={config.sequence_length}, but at least "
+            f"{field}: only {len(keys)} of the records fit sequence_length={config.sequence_length}, but at least "
             f"one is needed for training and one for validation; increase sequence_length or add {field}"
         )
-    num_held_out = min(max(1, round(len(samples) * config.validation_fraction)), len(samples) - 1)
-    return samples[:-num_held_out], samples[-num_held_out:]
+    split = split_by_prompt(keys, config.validation_fraction, seed=config.seed)
+    if not split.is_by_prompt:
+        log.warning("%s: all records have the same prompt, so the held-out records share it with the others", field)
+    return split
 
 
 def step_sample_indices(

@@ -100,6 +100,8 @@ i.c4, .shares .c4 { background: var(--c4); }
 .mark { display: inline-block; margin-right: 8px; padding: 1px 9px; border: 1px solid var(--line); border-radius: 10px;
   color: var(--soft); font-size: 12px; }
 .mark.good { color: var(--good); border-color: var(--good); }
+.learned blockquote { white-space: pre-wrap; font: 13px/1.5 var(--mono); color: var(--soft); overflow-wrap: anywhere; }
+.learned mark { background: var(--tint); color: var(--ink); border-bottom: 2px solid var(--good); }
 blockquote { margin: 0 0 12px; padding-left: 18px; border-left: 2px solid var(--line); font-family: var(--serif);
   overflow-wrap: anywhere; }
 details summary { cursor: pointer; color: var(--soft); font-size: 14px; }

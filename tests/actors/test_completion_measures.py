@@ -9,7 +9,7 @@ from actors.completions import Completions
 from actors.rollout import Rollout
 from actors.verifier import Verifier
 from cluster.user_program import Program
-from data.chats.records import PromptRecord
+from data.chats.layouts import PromptRecord
 
 VERIFIER = Verifier(Program("def length(prompt, completion, record):\n    return len(completion)", "v.py", "length"))
 

@@ -10,7 +10,7 @@ import torch
 
 from actors.reward_margins import reward_margins
 from cluster.storage import Storage
-from data.chats.template import PreferenceTokens
+from data.chats.rendering import PreferenceTokens
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from model.heads import ScalarModel
 from model.objectives import rewards

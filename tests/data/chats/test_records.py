@@ -1,4 +1,4 @@
-"""Records of chats and prompts, and the errors that name the file and line of a malformed record."""
+"""Files of records, and the errors that name the file and line of a record that cannot be read."""
 
 import gzip
 import json
@@ -7,12 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.chats.records import read_chats, read_prompts
-
-USER = {"role": "user", "content": "Hi"}
-
-
-REPLY = {"role": "assistant", "content": "Hello you"}
+from data.chats.records import RangeEnd, read_located, read_numbered, read_prompts, read_records
+from data.document import BadRecord
 
 
 def write(path: Path, *lines: object) -> list[str]:
@@ -20,39 +16,41 @@ def write(path: Path, *lines: object) -> list[str]:
     return [str(path)]
 
 
-def test_both_forms_of_chats_are_read(tmp_path: Path) -> None:
-    urls = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, "", {"prompt": "Hi", "response": "Hello you"})
-    chats = list(read_chats(urls))
-    assert [chat.messages for chat in chats] == [[USER, REPLY]] * 2
-    assert [chat.location.rsplit(":")[-1] for chat in chats] == ["1", "3"]
+def test_blank_lines_are_skipped_and_bad_lines_are_in_their_place(tmp_path: Path) -> None:
+    urls = write(tmp_path / "a.jsonl", {"a": 1}, "", "{broken", [1], {"b": 2})
+    locations, records = zip(*read_located(urls), strict=True)
+    locations = [location.rsplit(":")[-1] for location in locations]
+    assert locations == ["1", "3", "4", "5"] and records[0] == {"a": 1} and records[3] == {"b": 2}
+    assert isinstance(records[1], BadRecord) and str(records[1]).startswith("malformed JSON")
+    assert isinstance(records[2], BadRecord) and "not list" in str(records[2])
+    with pytest.raises(ValueError, match=r"a\.jsonl:3: malformed JSON"):
+        list(read_records(urls))
 
 
-@pytest.mark.parametrize(
-    ("record", "error"),
-    [
-        ("{broken", "the line is not valid JSON"),
-        ([1], "expected a JSON object, found list"),
-        ({"prompt": "x"}, "a chat needs the field messages, or the fields prompt and response; this record has prompt"),
-        ({"messages": []}, "messages must be a list of at least one message"),
-        ({"messages": [USER]}, "no message has the role assistant"),
-        (
-            {"messages": [{"role": "bot", "content": "x"}]},
-            r"messages\[0\].role is 'bot'; it must be one of system, user",
-        ),
-        ({"messages": [USER, {"role": "assistant"}]}, r"messages\[1\].content is missing"),
-        ({"messages": [USER, {"role": "assistant", "content": 3}]}, r"messages\[1\].content must be a string, not int"),
-        ({"prompt": "x", "response": "  "}, "response is empty"),
-    ],
-)
-def test_the_error_of_a_malformed_chat_names_file_and_line(tmp_path: Path, record: object, error: str) -> None:
-    urls = write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]}, record)
-    with pytest.raises(ValueError, match=rf"a\.jsonl:2: .*{error}"):
-        list(read_chats(urls))
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', '[\n  {"a": 1},\n  {"a": 2}\n]\n'])
+def test_a_json_array_is_read_record_by_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    records = list(read_records([str(tmp_path / "a.json")]))
+    assert records == [(f"{tmp_path}/a.json:1", {"a": 1}), (f"{tmp_path}/a.json:2", {"a": 2})]
+
+
+def test_ranges_of_a_file_give_every_line_once_with_its_number(tmp_path: Path) -> None:
+    lines = [{"n": number, "text": "x" * (number % 7)} for number in range(50)]
+    (url,) = write(tmp_path / "a.jsonl", *lines)
+    size = Path(url).stat().st_size
+    for step in (1, 17, 100, size):
+        records, first = [], 0
+        for start in range(0, size, step):
+            *items, end = read_numbered(url, start, start + step)
+            records += [(first + item.number, item.record) for item in items if not isinstance(item, RangeEnd)]
+            assert isinstance(end, RangeEnd)
+            first += end.num_lines
+        assert records == list(enumerate(lines, start=1)), step
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl: no record found"):
-        list(read_chats(write(tmp_path / "a.jsonl")))
+        list(read_located(write(tmp_path / "a.jsonl")))
 
 
 def test_the_error_of_a_damaged_file_names_the_last_readable_line(tmp_path: Path) -> None:
@@ -60,7 +58,7 @@ def test_the_error_of_a_damaged_file_names_the_last_readable_line(tmp_path: Path
     whole = gzip.compress(lines.encode())
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz: the file cannot be read after line [1-9]\d\d+ "):
-        list(read_chats([str(tmp_path / "a.jsonl.gz")]))
+        list(read_located([str(tmp_path / "a.jsonl.gz")]))
 
 
 def test_a_zip_file_with_two_members_is_not_called_damaged(tmp_path: Path) -> None:
@@ -68,13 +66,9 @@ def test_a_zip_file_with_two_members_is_not_called_damaged(tmp_path: Path) -> No
         archive.writestr("a.jsonl", "{}")
         archive.writestr("b.jsonl", "{}")
     with pytest.raises(ValueError, match=r"a\.zip: the file cannot be read after line 0 \(2 files in one \.zip"):
-        list(read_chats([str(tmp_path / "a.zip")]))
+        list(read_located([str(tmp_path / "a.zip")]))
 
 
-def test_prompts_keep_all_fields_and_must_end_with_the_user(tmp_path: Path) -> None:
-    record = {"messages": [USER, REPLY, {"role": "user", "content": "2+2?"}], "answer": "4"}
-    first, second = read_prompts(write(tmp_path / "a.jsonl", record, {"prompt": "1+1?", "answer": "2"}))
-    assert (first.text, first.record["answer"], len(first.messages)) == ("2+2?", "4", 3)
-    assert second.messages == [{"role": "user", "content": "1+1?"}]
-    with pytest.raises(ValueError, match="the last message of a prompt must have the role user"):
-        list(read_prompts(write(tmp_path / "a.jsonl", {"messages": [USER, REPLY]})))
+def test_the_error_of_a_malformed_prompt_names_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: prompt is missing"):
+        list(read_prompts(write(tmp_path / "a.jsonl", {"prompt": "1+1?"}, {"answer": "2"})))

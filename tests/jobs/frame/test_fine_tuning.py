@@ -1,30 +1,31 @@
-"""The last samples are held out, and every rank gets the same number of held-out samples."""
+"""Held-out samples are chosen, and every rank gets the same number of held-out samples."""
 
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from jobs.frame.fine_tuning import held_out_micro_batch_indices, split_held_out
+from jobs.frame.fine_tuning import check_fine_tuning, held_out_micro_batch_indices, split_held_out
 from jobs.sft import SftConfig
 
 
 def test_fewer_than_two_samples_that_fit_are_rejected() -> None:
     config = SftConfig(chats=[], sequence_length=8)
-    for samples in ([], ["one"]):
-        with pytest.raises(
-            ValueError, match=rf"chats: only {len(samples)} of the records fit sequence_length=8, .* or add chats"
-        ):
-            split_held_out(samples, config, field="chats")
+    for number in (0, 1):
+        with pytest.raises(ValueError, match=rf"only {number} of the records fit sequence_length=8, .* or add chats"):
+            split_held_out(np.arange(number), config, field="chats")
 
 
-@pytest.mark.parametrize(("fraction", "num_held_out"), [(0.01, 1), (0.3, 1), (0.5, 2), (0.99, 3)])
-def test_the_last_samples_are_held_out_and_both_parts_have_at_least_one_sample(
-    fraction: float, num_held_out: int
-) -> None:
-    samples = list("abcd")
-    train, held_out = split_held_out(samples, SftConfig(chats=[], validation_fraction=fraction), field="chats")
-    assert [*train, *held_out] == samples and len(held_out) == num_held_out
+def test_records_of_a_single_prompt_are_split_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    split = split_held_out(np.full(10, 3), SftConfig(chats=[], validation_fraction=0.2), field="chats")
+    assert len(split.held_out) == 2 and "chats: all records have the same prompt" in caplog.text
+
+
+def test_max_quarantined_is_a_share() -> None:
+    for value in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"max_quarantined: {value} must be at least 0 and below 1"):
+            check_fine_tuning(SftConfig(chats=[], max_quarantined=value))
 
 
 @pytest.mark.parametrize(

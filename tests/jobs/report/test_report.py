@@ -203,15 +203,24 @@ def fake_trainings(store: Storage, shards: Artifact) -> tuple[Artifact, Artifact
         {"prompt": "The old sailor", "continuation": "looked at the sea\u2028and said nothing for a long while."}
     ]
     pretrain.storage.write_jsonl("samples.jsonl", samples)
+    records = {"records": 9000, "quarantined": {"output is empty": 10}, "ties": 0, "unread": {}}
     chats = {
-        "chats": 9000,
-        "chats_cut": 0,
-        "chats_too_long": 3,
-        "chats_held_out": 450,
+        "chats": records | {"layouts": {"messages": 8990}},
+        "chats_split": 0,
+        "samples": 8990,
+        "samples_cut": 0,
+        "samples_too_long": 3,
+        "samples_held_out": 450,
         "rows": 2000,
         "training": trained,
     }
-    pairs = {"pairs": 4000, "pairs_too_long": 0, "pairs_held_out": 400, "validation_accuracy": 0.9}
+    pairs = {
+        "preferences": records | {"layouts": {"explicit": 8990}},
+        "pairs": 4000,
+        "pairs_too_long": 0,
+        "pairs_held_out": 400,
+        "validation_accuracy": 0.9,
+    }
     pairs |= {"validation_margin": 1.5, "training": trained}
     sft = write_metrics(
         write_artifact(store, "sft", "sft", chats, inputs=input_records(init=pretrain)),
@@ -237,6 +246,7 @@ def fake_rlhf(store: Storage, sft: Artifact, reward: Artifact) -> Artifact:
                 **{
                     "prompts": 900,
                     "prompts_too_long": 0,
+                    "prompts_quarantined": 0,
                     "steps": 100.0,
                     "logprob_difference_max": 0.01,
                     "step_s": 0.8,
