@@ -23,6 +23,7 @@ needs no dictionary and gives the same words everywhere. A word is then
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from enum import Enum
 from itertools import chain
 from typing import TypeVar
 
@@ -155,6 +156,25 @@ def unspaced_share(text: str) -> float:
     return 1 - letters.translate(_CLASS_TABLE).count("o") / len(letters) if letters else 0.0
 
 
+class Unit(Enum):
+    """What a word of `split_words` or `plain_words` is."""
+
+    WORD = "word"
+    """A word of a script with spaces, a sequence of katakana, or a punctuation mark."""
+    IDEOGRAPH = "ideograph"
+    """A sign or a syllable that has a meaning of its own: an ideograph, or a syllable of Yi or Tibetan."""
+    SYLLABLE = "syllable"
+    """A mora of hiragana, or an orthographic syllable of Thai, Lao, Khmer, Burmese and the like."""
+
+
+def unit_of(word: str) -> Unit:
+    """Return which unit a word of `split_words` or `plain_words` is."""
+    first = word[0]
+    if "\u0f00" <= first <= "\u0fff":  # Tibetan, whose syllables are separated by dots
+        return Unit.IDEOGRAPH
+    return _UNIT_OF_CLASS.get(_CLASS_TABLE[ord(first)], Unit.WORD)
+
+
 class _ClassTable(dict[int, str]):
     """Table for `str.translate` that replaces each character by the letter of its class in `_CLASSES`.
 
@@ -168,6 +188,7 @@ class _ClassTable(dict[int, str]):
 
 
 _CLASS_TABLE = _ClassTable()
+_UNIT_OF_CLASS = {"i": Unit.IDEOGRAPH, **dict.fromkeys("hlvb", Unit.SYLLABLE)}
 
 
 def _cut(string: str, split_rest: Callable[[str], Sequence[str]]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The step `decontaminate`: drop the documents that contain text of an evaluation set.
 
 As for GPT-3 (Brown et al. 2020, appendix C), a document is contaminated if it shares a 13-gram of words with an
-evaluation set. For GPT-3, only a passage around the 13-gram was removed. This step drops the whole document.
+evaluation set. For GPT-3, only a passage around the 13-gram was removed. This step drops the whole document. In scripts
+without spaces an n-gram has as many ideographs or syllables as hold about the same amount of text as the words.
 `data/cleaning/ngram_index.py` finds the shared n-grams exactly, without false matches.
 """
 
@@ -13,9 +14,11 @@ import numpy as np
 
 from cluster.fingerprints import fingerprint
 from cluster.paths import list_files
-from data.cleaning.ngram_index import NgramIndex, words
+from data.cleaning.ngram_index import NgramIndex
 from data.cleaning.step import Outcome, check_at_least
+from data.cleaning.word_runs import WORD_AMOUNT, UnitsPerWord
 from data.sources.evaluation_sets import read_strings
+from data.words import plain_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +31,14 @@ class Decontaminate:
     columns: list[str] = field(default_factory=list)
     """Columns whose strings are compared, as in [question, answer]. An empty list compares all strings of an item."""
     ngram: int = 13
-    """Number of consecutive words that a document and a string of an evaluation set must share for a match."""
+    """Number of consecutive words that a document and a string of an evaluation set must share for a match. Case,
+    punctuation, line breaks and other white space are ignored."""
     min_words: int = 8
     """Minimum number of words of a string. Shorter strings are ignored. A string with at least this many words, but
     fewer than `ngram`, matches if a document contains all of it."""
+    units_per_word: UnitsPerWord = field(default_factory=UnitsPerWord)
+    """How many ideographs or syllables of a script without spaces count as one word. With the defaults, 13 words are as
+    much as 23 ideographs or 39 syllables."""
     fingerprints: list[str] = field(default_factory=list, metadata={"internal": True})
     """Expected fingerprint of each file, in the order of `files`. The run sets this field when it starts, and replaces
     the globs of `files` by the matching files."""
@@ -42,6 +49,7 @@ class Decontaminate:
         check_at_least(f"{field_path}.min_words", self.min_words, 1)
         if self.ngram < self.min_words:
             raise ValueError(f"{field_path}.ngram: {self.ngram} must be at least min_words ({self.min_words})")
+        self.units_per_word.check(f"{field_path}.units_per_word")
         if self.fingerprints and len(self.fingerprints) != len(self.files):
             raise ValueError(
                 f"{field_path}.fingerprints: there are {len(self.fingerprints)} for {len(self.files)} files; remove "
@@ -90,7 +98,7 @@ def decontaminate(texts: list[str], settings: Decontaminate) -> Outcome:
     sets = evaluation_sets(settings)
     no_set = len(sets.names)
     first_set = [no_set] * len(texts)
-    for text_index, string_index in sets.index.matches(words(text) for text in texts):
+    for text_index, string_index in sets.index.matches(map(plain_words, texts)):
         first_set[text_index] = min(first_set[text_index], int(sets.set_of_string[string_index]))
     # The item at the index `no_set` is None, so a document without a shared n-gram is kept.
     reasons = [*(f"decontaminate/{name}" for name in sets.names), None]
@@ -122,15 +130,19 @@ def evaluation_sets(settings: Decontaminate) -> EvaluationSets:
     """
     settings = with_pinned_files(settings)
     files = tuple(map(PinnedFile, settings.files, settings.fingerprints))
-    return _read_sets(files, tuple(settings.columns), settings.ngram, settings.min_words)
+    return _read_sets(files, tuple(settings.columns), settings.ngram, settings.min_words, settings.units_per_word)
 
 
 @lru_cache(maxsize=4)
-def _read_sets(files: tuple[PinnedFile, ...], columns: tuple[str, ...], ngram: int, min_words: int) -> EvaluationSets:
+def _read_sets(
+    files: tuple[PinnedFile, ...], columns: tuple[str, ...], ngram: int, min_words: int, units: UnitsPerWord
+) -> EvaluationSets:
     strings: list[list[str]] = []  # each string as the list of its words
     num_strings: list[int] = []
+    min_amount = min_words * WORD_AMOUNT
     for file in files:
-        long_enough = [string for string in map(words, read_strings(file.url, columns)) if len(string) >= min_words]
+        words_of_strings = map(plain_words, read_strings(file.url, columns))
+        long_enough = [words for words in words_of_strings if units.amount_of_words(words) >= min_amount]
         strings += long_enough
         num_strings.append(len(long_enough))
         # Checked after the file was read, because it may have been replaced during the reading.
@@ -138,7 +150,9 @@ def _read_sets(files: tuple[PinnedFile, ...], columns: tuple[str, ...], ngram: i
             raise ValueError(f"{file.url} has changed since the run started; start the run again")
     set_of_string = np.repeat(np.arange(len(files)), num_strings)
     names = _set_names([file.url for file in files])
-    return EvaluationSets(names, num_strings, set_of_string, NgramIndex(strings, ngram))
+    return EvaluationSets(
+        names, num_strings, set_of_string, NgramIndex(strings, ngram=ngram, min_words=min_words, units=units)
+    )
 
 
 def _set_names(urls: list[str]) -> list[str]:
