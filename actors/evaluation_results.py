@@ -10,7 +10,7 @@ with the measures for their completions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +62,21 @@ class ModelLikelihood:
     """Number of predicted tokens, padding excluded. The end of each document counts as a token."""
     bits_per_byte: Interval
     perplexity: Interval
-    """Perplexity per token."""
+    """Perplexity per token. Comparable only between models with the same tokenizer."""
+    tokenizer: str = ""
+    """Fingerprint of the model's tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextComparison:
+    """The difference between two models in bits per byte, paired by document."""
+
+    before: str
+    """Name of the model whose bits per byte are subtracted."""
+    after: str
+    """Name of the model from whose bits per byte those of `before` are subtracted."""
+    bits_per_byte: Interval
+    """Bits per byte of `after` minus those of `before`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +85,17 @@ class TextResults:
 
     documents: int
     """Number of documents."""
+    documents_left_out: int = 0
+    """Number of documents that were left out, because a tokenizer does not keep their text exactly, so that their bits
+    per byte could not be compared between tokenizers or with xz."""
     bytes: int
     """Total bytes of the documents' text."""
     xz_bits_per_byte: float | None
     """Bits per byte of the text after compression with `xz -9e`, for comparison. None if it was not measured."""
     models: dict[str, ModelLikelihood]
     """Results by the name of the model."""
+    compare: list[TextComparison] = field(default_factory=list)
+    """The comparisons of the pairs in the config of which both models are measured on the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,23 +222,48 @@ class EvaluationSample:
     """Completions by the name of the model."""
 
 
-def text_results(scores: Mapping[str, TextScores], xz_bytes: int | None, bootstrap: Bootstrap) -> TextResults:
+def text_results(
+    scores: Mapping[str, TextScores],
+    tokenizers: Mapping[str, str],
+    *,
+    num_left_out: int,
+    xz_bytes: int | None,
+    compare: Sequence[Sequence[str]],
+    bootstrap: Bootstrap,
+) -> TextResults:
     """Compute bits per byte and perplexity of every model. The keys of `scores` are the names of the models.
 
-    `xz_bytes` is the size of the text after compression with `xz -9e`, or None if it was not measured.
+    All scores are of the same documents, and `num_left_out` other documents were left out. `tokenizers` has the
+    fingerprint of each model's tokenizer. `xz_bytes` is the size of the text after compression with `xz -9e`, or None
+    if it was not measured. `compare` has pairs (before, after) of names of models.
     """
     first_scores = next(iter(scores.values()))
     num_bytes = int(first_scores.num_bytes.sum())
     return TextResults(
         documents=len(first_scores.index),
+        documents_left_out=num_left_out,
         bytes=num_bytes,
         xz_bits_per_byte=None if xz_bytes is None else 8 * xz_bytes / num_bytes,
-        models={name: model_likelihood(model_scores, bootstrap) for name, model_scores in scores.items()},
+        models={name: model_likelihood(scores[name], tokenizers[name], bootstrap) for name in scores},
+        compare=[
+            TextComparison(
+                before=before,
+                after=after,
+                bits_per_byte=bootstrap.interval(
+                    (scores[after].nats - scores[before].nats) / NATS_PER_BIT, first_scores.num_bytes
+                ),
+            )
+            for before, after in compare
+            if before in scores and after in scores
+        ],
     )
 
 
-def model_likelihood(scores: TextScores, bootstrap: Bootstrap) -> ModelLikelihood:
-    """Compute bits per byte and perplexity per token of one model. The bootstrap resamples documents."""
+def model_likelihood(scores: TextScores, tokenizer: str, bootstrap: Bootstrap) -> ModelLikelihood:
+    """Compute bits per byte and perplexity per token of one model. The bootstrap resamples documents.
+
+    `tokenizer` is the fingerprint of the model's tokenizer.
+    """
     nats_per_token = bootstrap.interval(scores.nats, scores.num_tokens)
     return ModelLikelihood(
         tokens=int(scores.num_tokens.sum()),
@@ -231,6 +275,7 @@ def model_likelihood(scores: TextScores, bootstrap: Bootstrap) -> ModelLikelihoo
             high=perplexity(nats_per_token.high, 1),
             level=nats_per_token.level,
         ),
+        tokenizer=tokenizer,
     )
 
 
@@ -353,6 +398,8 @@ def _estimates(results: EvaluationResults) -> Iterator[tuple[str, float]]:
             yield f"{name}/perplexity", text.perplexity.value
         if results.text.xz_bits_per_byte is not None:
             yield "xz/bits_per_byte", results.text.xz_bits_per_byte
+        for change in results.text.compare:
+            yield from _interval_items(f"{change.before}-{change.after}/bits_per_byte", change.bits_per_byte)
     for task, task_result in (results.generation or {}).items():
         yield from _task_estimates(task, task_result)
     for name, groups in (results.bias or {}).items():
@@ -369,6 +416,12 @@ def _task_estimates(task: str, results: TaskResults) -> Iterator[tuple[str, floa
         yield f"{name}/{task}/distinct_2", model.distinct_2
         yield f"{name}/{task}/completion_length", model.completion_length.value
     for comparison in results.compare:
-        for field in ("value", "low", "high"):
-            key = f"{comparison.before}-{comparison.after}/{task}/{comparison.measure}/{field}"
-            yield key, getattr(comparison.difference, field)
+        prefix = f"{comparison.before}-{comparison.after}/{task}/{comparison.measure}"
+        yield from _interval_items(prefix, comparison.difference)
+
+
+def _interval_items(prefix: str, interval: Interval) -> Iterator[tuple[str, float]]:
+    """Yield the estimate and the ends of an interval, with keys such as `prefix/low`."""
+    yield f"{prefix}/value", interval.value
+    yield f"{prefix}/low", interval.low
+    yield f"{prefix}/high", interval.high

@@ -6,7 +6,6 @@ Shape legend: B is the number of rows, and T the number of positions of a row.
 
 from __future__ import annotations
 
-import itertools
 import lzma
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.held_out_text import decode_documents, retokenized_documents, shard_documents
 from actors.settings import MAX_PASS_TOKENS
 from cluster.storage import Storage
 from data.tokens.shard_reader import ShardReader
-from data.tokens.tokenizer import load_encoder
 from data.tokens.training_rows import TrainingRow, document_rows, pad_rows
 from model.batch import Batch, batch_from_sequences, to_device
 from model.huggingface import load_hf_model
@@ -44,6 +43,12 @@ class TextScores(NamedTuple):
     """Number of predicted tokens, the separator after the document included."""
     num_bytes: np.ndarray
     """Bytes of the document's text in UTF-8."""
+    is_exact: np.ndarray
+    """Whether the tokens stand for exactly the document's text (`actors.held_out_text`)."""
+
+    def select(self, is_selected: NDArray[np.bool_]) -> TextScores:
+        """Return the scores of the documents for which `is_selected` is true."""
+        return TextScores(*(column[is_selected] for column in self))
 
 
 def score_text(
@@ -55,6 +60,7 @@ def score_text(
     overlap: int,
     precision: ComputePrecision,
     device: str,
+    shards_tokenizer: Storage | None = None,
 ) -> TextScores:
     """Return the scores of documents of a split. No document has the text of another document as context.
 
@@ -62,11 +68,17 @@ def score_text(
     `num_parts` workers can share the split. A document that is longer than the model's context is split into several
     rows. The first `overlap` targets of each row after the first are context: the row before has scored them. So every
     token is scored exactly once. A model with int8 weights computes with the rounding of vLLM (`model.quantize`).
+
+    `shards_tokenizer` is the tokenizer of the shards if the model has another one. Then the documents are tokenized
+    again.
     """
-    model = load_language_model(model_folder.local()).to(device).requires_grad_(False)
+    folder = model_folder.local()
+    model = load_language_model(folder).to(device).requires_grad_(False)
     length = model.config.max_length
-    reader = ShardReader(split, sequence_length=length)
-    documents = list(itertools.islice(reader.documents(), part, None, num_parts))
+    if shards_tokenizer is None:
+        documents = shard_documents(split, part=part, num_parts=num_parts)
+    else:
+        documents = retokenized_documents(split, shards_tokenizer.local(), folder, part=part, num_parts=num_parts)
     rows = [
         (position, row)
         for position, document in enumerate(documents)
@@ -83,6 +95,7 @@ def score_text(
         nats=nats,
         num_tokens=np.array([len(document.tokens) - 1 for document in documents], dtype=np.int64),
         num_bytes=np.array([document.num_bytes for document in documents], dtype=np.int64),
+        is_exact=np.array([document.is_exact for document in documents], dtype=np.bool_),
     )
 
 
@@ -91,6 +104,15 @@ def merge_scores(parts: Sequence[TextScores]) -> TextScores:
     merged = TextScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     order = np.argsort(merged.index)
     return TextScores(*(column[order] for column in merged))
+
+
+def common_documents(scores: Sequence[TextScores], xz: XzSize | None) -> NDArray[np.bool_]:
+    """Return for each document whether its results can be compared: all have the text exactly.
+
+    `xz` is None if the text is not compressed.
+    """
+    is_common = np.logical_and.reduce([model_scores.is_exact for model_scores in scores])
+    return is_common if xz is None else is_common & np.isin(scores[0].index, xz.index)
 
 
 def load_language_model(folder: Path) -> Transformer:
@@ -107,22 +129,29 @@ def load_language_model(folder: Path) -> Transformer:
     return model
 
 
-def xz_size(split: Storage, tokenizer: Storage) -> int:
-    """Return the number of bytes of the split's text after `xz -9e`. All documents are compressed as one stream.
+class XzSize(NamedTuple):
+    """The result of compressing documents of a split with `xz -9e`."""
 
-    Raises ValueError when the decoded tokens of a document have another number of bytes than its original text.
+    num_bytes: int
+    """Size of all documents together after compression."""
+    index: np.ndarray
+    """Indices of the documents in the split."""
+
+
+def xz_size(split: Storage, tokenizer: Storage, index: NDArray[np.int64] | None = None) -> XzSize:
+    """Compress the texts of the documents with these indices as one stream.
+
+    Without `index`, all documents are compressed whose tokens decode to a text of the original size. `tokenizer` is the
+    tokenizer of the shards.
     """
-    encoder = load_encoder(tokenizer.local())
-    texts: list[bytes] = []
-    for document in ShardReader(split, sequence_length=1).documents():
-        text = encoder.decode(document.tokens[1:-1].tolist(), skip_special_tokens=False).encode()
-        if len(text) != document.num_bytes:
-            raise ValueError(
-                "compare_with_xz: the tokenizer does not decode the tokens to the original texts, so xz would compress "
-                "other texts than the model predicts; set compare_with_xz to false"
-            )
-        texts.append(text)
-    return len(lzma.compress(b"".join(texts), preset=9 | lzma.PRESET_EXTREME))
+    documents = ShardReader(split, sequence_length=1).documents()
+    compressor, num_bytes = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME), 0
+    selected, compressed = None if index is None else set(index.tolist()), []
+    for number, document in enumerate(decode_documents(documents, tokenizer.local())):
+        if document.is_exact if selected is None else number in selected:
+            num_bytes += len(compressor.compress(document.text.encode()))
+            compressed.append(number)
+    return XzSize(num_bytes + len(compressor.flush()), np.array(compressed, dtype=np.int64))
 
 
 def sequence_logprobs(

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from actors.answer_match import AnswerForm
@@ -39,6 +40,7 @@ from actors.evaluation_results import (
     task_samples,
     text_results,
 )
+from actors.held_out_text import keeps_text
 from actors.sentence_pairs import read_pairs, score_pairs
 from actors.settings import EVALUATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
 from actors.verifier import Verifier
@@ -56,7 +58,6 @@ from data.chats.records import read_prompts
 from data.chats.rendering_tasks import probe_records
 from data.chats.template import load_chat_tokenizer
 from data.tokens.shard_format import read_manifest
-from data.tokens.shard_reader import check_tokenizer
 from data.tokens.tokenizer import fingerprint
 from jobs.frame.artifact import Artifact
 from jobs.frame.fields import input_artifact, source_files, user_function
@@ -152,7 +153,8 @@ class EvaluateConfig:
     Face folder. A compressed model completes prompts with vLLM's int8 kernels, and its likelihoods are computed with
     the same rounding by Raymill's model."""
     text: str | None = input_artifact("shards", default=None)
-    """Shards whose validation documents are the held-out text. If unset, bits per byte are not measured."""
+    """Shards whose validation documents are the held-out text. If unset, bits per byte are not measured. Models with
+    another tokenizer than the shards read the same text, tokenized again."""
     text_models: list[str] = field(default_factory=list)
     """Names of the models whose bits per byte are measured. If empty, every model is measured."""
     overlap: int = 64
@@ -170,7 +172,7 @@ class EvaluateConfig:
     """How completions are sampled."""
     compare: list[list[str]] = field(default_factory=list)
     """Pairs [before, after] of model names. The two models of a pair are compared prompt by prompt, on every set of
-    prompts that both complete."""
+    prompts that both complete, and document by document if the bits per byte of both are measured."""
     stereotype_pairs: str | None = source_files(None)
     """JSONL file of `{"group", "stereotype", "counterpart"}`. `stereotype` and `counterpart` are sentences that differ
     only in the social group that they name. `group` is the kind of group, such as gender."""
@@ -296,22 +298,38 @@ def check_records(config: EvaluateConfig) -> None:
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:
     """Raises ValueError if the text, the overlap or the prompts of a task cannot be used for one of the models.
 
-    The text must have been tokenized with the model's tokenizer, the overlap must be below the model's max_length, and
-    some prompt of each task must fit into the model's context with its completion.
+    Another tokenizer than that of the text must keep texts exactly, the overlap must be below the model's max_length,
+    and some prompt of each task must fit into the model's context with its completion.
     """
     models = {name: inputs[f"models.{name}"].model for name in config.models}
     for name in config.models:
         folder = models[name].local()
         max_length = read_config(folder, allow_int8=True).max_length
         if config.text is not None and name in (config.text_models or config.models):
-            split = inputs["text"].storage / "validation"
-            check_tokenizer(split, read_manifest(split), fingerprint(folder))
+            _check_text_tokenizer(inputs["text"].storage, name, folder)
             if not 0 <= config.overlap < max_length:
                 raise ValueError(
                     f"overlap: {config.overlap} must be at least 0 and below {max_length}, {name}'s max_length"
                 )
     for task in config.generation:
         read_task_prompts(config, task, models)
+
+
+def _check_text_tokenizer(shards: Storage, name: str, folder: Path) -> None:
+    """Raises ValueError if the text has another tokenizer than the model, and one of the two changes texts."""
+    if read_manifest(shards / "validation").tokenizer == fingerprint(folder):
+        return
+    if not keeps_text((shards / "tokenizer").local()):
+        raise ValueError(
+            f"text: {name} has another tokenizer than the shards, whose tokenizer does not decode tokens to the "
+            "original text, so that the text cannot be tokenized again; name only models with the tokenizer of the "
+            "shards in text_models, or use shards of a byte-level BPE tokenizer"
+        )
+    if not keeps_text(folder):
+        raise ValueError(
+            f"text: the tokenizer of {name} changes texts (such as their case or white space), so that its bits per "
+            "byte cannot be compared with those of another tokenizer; remove it from text_models"
+        )
 
 
 def _records(task: GenerationTask) -> list[PromptRecord]:
@@ -420,10 +438,12 @@ def start_text(
 
     Returns a function that waits for the results.
     """
-    from actors.likelihood import merge_scores, score_text, xz_size  # here, because it imports torch
+    from actors.likelihood import XzSize, common_documents, merge_scores, score_text, xz_size  # imports torch
 
-    scorers, split = config.execution.scorers, shards / "validation"
-    score = ray_task(score_text, scorers)
+    scorers, split, tokenizer = config.execution.scorers, shards / "validation", shards / "tokenizer"
+    shards_fingerprint = read_manifest(split).tokenizer
+    fingerprints = {name: fingerprint(models[name].local()) for name in (config.text_models or config.models)}
+    score, compress = ray_task(score_text, scorers), ray_task(xz_size, scorers)
     parts = {
         name: running.add(
             [
@@ -435,20 +455,47 @@ def start_text(
                     overlap=config.overlap,
                     precision=require_resolved(config.precision),
                     device=scorers.device,
+                    shards_tokenizer=None if model_fingerprint == shards_fingerprint else tokenizer,
                 )
                 for part in range(scorers.workers)
             ]
         )
-        for name in (config.text_models or config.models)
+        for name, model_fingerprint in fingerprints.items()
     }
-    xz = running.add([ray_task(xz_size, scorers)(split, shards / "tokenizer")] if config.compare_with_xz else [])
+    xz_tasks = running.add([compress(split, tokenizer)] if config.compare_with_xz else [])
 
     def finish() -> TextResults:
         scores = {name: merge_scores(running.wait(tasks, f"likelihood of {name}")) for name, tasks in parts.items()}
-        (xz_bytes,) = running.wait(xz, "xz") or [None]
-        return text_results(scores, xz_bytes, bootstrap)
+        xz: XzSize | None = next(iter(running.wait(xz_tasks, "xz")), None)
+        is_common = common_documents(list(scores.values()), xz)
+        if num_left_out := int((~is_common).sum()):
+            _report_left_out(num_left_out, len(is_common))
+        kept = {name: model_scores.select(is_common) for name, model_scores in scores.items()}
+        if xz is not None and len(xz.index) > is_common.sum():
+            (xz,) = running.wait(running.add([compress(split, tokenizer, is_common.nonzero()[0])]), "xz")
+        return text_results(
+            kept,
+            fingerprints,
+            num_left_out=num_left_out,
+            xz_bytes=None if xz is None else xz.num_bytes,
+            compare=config.compare,
+            bootstrap=bootstrap,
+        )
 
     return finish
+
+
+def _report_left_out(num_left_out: int, num_documents: int) -> None:
+    """Log that documents of the held-out text are left out. Raises ValueError if no document is left."""
+    reason = "because a tokenizer does not keep their text exactly, so that other bytes would be compared"
+    if num_left_out == num_documents:
+        raise ValueError(
+            f"text: all {num_documents} documents are left out, {reason}; measure only models with the tokenizer of "
+            "the shards (text_models), and set compare_with_xz to false"
+        )
+    log.warning(
+        "evaluate: %d of %d documents of the held-out text are left out, %s", num_left_out, num_documents, reason
+    )
 
 
 def start_bias(

@@ -154,6 +154,19 @@ class TiktokenEncoder:
         return self.plain.encode_without(text, excluded)
 
 
+def encode_documents(encoder: Encoder, texts: Sequence[str], around: Sequence[int]) -> list[np.ndarray]:
+    """Return the ids of documents, as uint32 [number of tokens] each.
+
+    `around` are the ids of the special tokens before and after a document. If the tokenizer finds one of them in a
+    text, the text is encoded with other tokens. So these tokens never occur inside a document.
+    """
+    encoded = encoder.encode_batch(texts)
+    return [
+        encoder.encode_without(text, around) if np.isin(ids, around).any() else ids
+        for text, ids in zip(texts, encoded, strict=True)
+    ]
+
+
 def fast_encoder(folder: Path, sample: Sequence[str] = ()) -> Encoder:
     """Return the fastest encoder for the tokenizer in `folder` that gives the tokenizer's ids on the texts of `sample`.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cluster.storage import Storage
-from data.tokens.encode import Encoder
+from data.tokens.encode import Encoder, encode_documents
 from data.tokens.shard_format import DOCUMENT_DTYPE, ShardInfo, ShardManifest, SourceRange, document_key
 
 _ENCODE_BATCH_DOCUMENTS = 256  # documents that are encoded in one call
@@ -44,16 +44,10 @@ class ShardWriter:
         """The documents added so far, one list for each source."""
 
     def add(self, documents: Sequence[TextDocument]) -> None:
-        """Encode documents and add them to the shard. The documents of a source keep their order.
-
-        If the tokenizer finds the separator, or the token that documents begin with, in a text, the text is encoded
-        with other tokens. So these tokens never occur inside a document.
-        """
+        """Encode documents and add them to the shard. The documents of a source keep their order."""
         around = (self.manifest.begin, self.manifest.separator)
-        encoded_texts = self.encoder.encode_batch([document.text for document in documents])
+        encoded_texts = encode_documents(self.encoder, [document.text for document in documents], around)
         for document, token_ids in zip(documents, encoded_texts, strict=True):
-            if np.isin(token_ids, around).any():
-                token_ids = self.encoder.encode_without(document.text, around)
             tokens = token_ids.astype(self.manifest.dtype)
             encoded = _EncodedDocument(tokens, len(document.text.encode()), document_key(document.id))
             self._encoded[self._source_index[document.source]].append(encoded)

@@ -109,6 +109,7 @@ def report_evaluation(artifact: Artifact) -> ReportPart:
 
 def _text_results(text: TextResults, order: Sequence[str]) -> Html:
     """Return the bits per byte and perplexity of each model on the held-out text."""
+    tokenizers = list(dict.fromkeys(model.tokenizer for model in text.models.values()))
     rows, estimates = [], []
     for name, model in in_config_order(text.models, order).items():
         rows.append(
@@ -117,24 +118,46 @@ def _text_results(text: TextResults, order: Sequence[str]) -> Html:
                 format_interval(model.bits_per_byte),
                 format_interval(model.perplexity),
                 f"{model.tokens:,}",
+                f"{tokenizers.index(model.tokenizer) + 1}",
             ]
         )
         estimates.append((name, model.bits_per_byte))
     xz_bits = text.xz_bits_per_byte
     if xz_bits is not None:
-        rows.append([element("b", "xz -9e"), element("b", f"{xz_bits:.3f}"), "–", "–"])
+        rows.append([element("b", "xz -9e"), element("b", f"{xz_bits:.3f}"), "–", "–", "–"])
     note = (
         f"{text.documents:,} documents with {format_bytes(text.bytes)}. Bits per byte is how many bits a model "
         "needs to encode a byte of the text, so lower is better. It can be compared between models with different "
-        "tokenizers. Perplexity cannot."
+        "tokenizers. Perplexity cannot: compare it only between models with the same number in the column tokenizer."
     )
+    if text.documents_left_out:
+        note += (
+            f" {text.documents_left_out:,} more documents were left out, because a tokenizer does not keep their text "
+            "exactly."
+        )
     drawing = interval_chart(estimates, reference=xz_bits)
     caption = "the dashed line is the compressor xz -9e" if xz_bits is not None else None
     return join(
         element("h3", "Held-out text"),
         element("p", note, class_="note"),
-        table(["model", "bits per byte", "perplexity per token", "predicted tokens"], rows, numeric=[1, 2, 3]),
-        grid(figure("Bits per byte", drawing, caption)),
+        table(
+            ["model", "bits per byte", "perplexity per token", "predicted tokens", "tokenizer"],
+            rows,
+            numeric=[1, 2, 3, 4],
+        ),
+        grid(figure("Bits per byte", drawing, caption), _text_changes(text)),
+    )
+
+
+def _text_changes(text: TextResults) -> Html | None:
+    """Return a chart of the changes in bits per byte between models. None without comparisons."""
+    if not text.compare:
+        return None
+    changes = [(f"{change.before} to {change.after}", change.bits_per_byte) for change in text.compare]
+    return figure(
+        "Change in bits per byte",
+        interval_chart(changes, reference=0.0),
+        "paired by document; open dot: the interval includes 0",
     )
 
 

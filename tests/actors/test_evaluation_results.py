@@ -14,10 +14,10 @@ from actors.evaluation_results import (
     COMPLETION_STATISTICS,
     Bootstrap,
     EvaluationResults,
-    TextResults,
     bias_results,
     model_likelihood,
     task_results,
+    text_results,
 )
 from actors.likelihood import TextScores
 from actors.rollout import Rollout
@@ -27,11 +27,41 @@ from cluster.plain import from_plain
 bootstrap = Bootstrap(num_resamples=500, seed=0)
 
 
+def text_scores(nats: np.ndarray) -> TextScores:
+    """Scores of two documents with 4 and 8 bytes, 2 and 4 tokens."""
+    return TextScores(np.arange(2), nats, np.array([2, 4]), np.array([4, 8]), np.array([True, True]))
+
+
+def test_bits_per_byte_are_compared_document_by_document_also_between_tokenizers() -> None:
+    # The second model needs 1 bit a byte more for each document, so the interval has no width. Its tokens are others.
+    bits = np.array([8.0, 24.0])
+    other = text_scores((bits + [4.0, 8.0]) * math.log(2))._replace(num_tokens=np.array([1, 1]))
+    computed = text_results(
+        {"a": text_scores(bits * math.log(2)), "b": other},
+        {"a": "t", "b": "u"},
+        num_left_out=3,
+        xz_bytes=6,
+        compare=[["a", "b"], ["a", "c"]],
+        bootstrap=bootstrap,
+    )
+    (change,) = computed.compare
+    assert (change.before, change.after) == ("a", "b")
+    for end in (change.bits_per_byte.value, change.bits_per_byte.low, change.bits_per_byte.high):
+        assert end == pytest.approx(1.0)
+    assert computed.models["a"].bits_per_byte.low < computed.models["a"].bits_per_byte.high
+    assert computed.models["b"].perplexity.value == pytest.approx(2 ** (44 / 2))
+    assert (computed.documents_left_out, computed.xz_bits_per_byte) == (3, pytest.approx(4.0))
+    assert [computed.models[name].tokenizer for name in "ab"] == ["t", "u"]
+    results = EvaluationResults(models={}, order=["a", "b"], text=computed)
+    assert results.by_key()["a-b/bits_per_byte/low"] == pytest.approx(1.0)
+    assert from_plain(EvaluationResults, json.loads(json.dumps(results.to_plain()))) == results
+
+
 def test_bits_per_byte_and_perplexity_of_documents() -> None:
     # Two documents of 8 and 24 bits, 4 and 8 bytes, 2 and 4 tokens. The total is 32 bits, 12 bytes and 6 tokens.
     bits = np.array([8.0, 24.0])
-    scores = TextScores(np.arange(2), bits * math.log(2), np.array([2, 4]), np.array([4, 8]))
-    computed = model_likelihood(scores, bootstrap)
+    scores = text_scores(bits * math.log(2))
+    computed = model_likelihood(scores, "t", bootstrap)
     assert computed.bits_per_byte.value == pytest.approx(32 / 12)
     assert computed.perplexity.value == pytest.approx(2 ** (32 / 6))
     assert computed.perplexity.low == pytest.approx(2**4) and computed.perplexity.high == pytest.approx(2**6)
@@ -48,9 +78,13 @@ def test_bias_is_the_fraction_of_pairs_with_a_likelier_stereotype_and_a_tie_coun
 
 
 def test_results_survive_json_and_leave_out_what_was_not_measured() -> None:
-    scores = TextScores(np.arange(2), np.array([8.0, 24.0]), np.array([2, 4]), np.array([4, 8]))
-    text = TextResults(
-        documents=2, bytes=12, xz_bits_per_byte=None, models={"sft": model_likelihood(scores, bootstrap)}
+    text = text_results(
+        {"sft": text_scores(np.array([8.0, 24.0]))},
+        {"sft": "t"},
+        num_left_out=0,
+        xz_bytes=None,
+        compare=[],
+        bootstrap=bootstrap,
     )
     results = EvaluationResults(models={"sft": "sft-1"}, order=["sft"], text=text)
     plain = json.loads(json.dumps(results.to_plain()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import lzma
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,14 @@ from cluster.tracking import Tracker
 from data.tokens.encode import fast_encoder
 from data.tokens.shard_format import Generation, ShardManifest, write_manifest
 from data.tokens.shard_writer import TextDocument, write_shard
-from data.tokens.tokenizer import fingerprint, read_chat_special_tokens, save_tokenizer
-from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
+from data.tokens.tokenizer import (
+    document_tokens,
+    fingerprint,
+    load_encoder,
+    read_chat_special_tokens,
+    save_tokenizer,
+)
+from data.tokens.tokenizer_recipe import MIN_BPE_SIZE, TokenizerRecipe
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.compress import STAGE as COMPRESS
 from jobs.compress import CompressConfig
@@ -34,7 +42,7 @@ from model.heads import ScalarModel
 from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.quantize import compress_folder
-from model.transformer import Transformer
+from model.transformer import Transformer, initialize
 from model.transformer_config import TransformerConfig
 
 PAIRS = "configs/tiny/stereotype_pairs.jsonl"
@@ -141,26 +149,32 @@ def artifact(folder: Path, stage: str) -> Artifact:
     return Artifact(Storage(str(folder)), Record(id=f"{folder.name}-1", stage=stage, kind=find_stage(stage).kind))
 
 
+def write_shards(folder: Path, tokenizer: Path, texts: Sequence[str] = TEXTS) -> Artifact:
+    """Shards with these validation documents."""
+    save_tokenizer(load_encoder(tokenizer), folder / "tokenizer")
+    begin, end = document_tokens(folder / "tokenizer")
+    manifest = ShardManifest(
+        tokenizer=fingerprint(folder / "tokenizer"),
+        vocab_size=load_encoder(tokenizer).get_vocab_size(),
+        begin=begin,
+        separator=end,
+        sources=("test",),
+        generations=(),
+    )
+    split = Storage(str(folder / "validation"))
+    documents = [TextDocument(str(number), text, "test") for number, text in enumerate(texts)]
+    shard = write_shard(split, "shard-00000", documents, fast_encoder(folder / "tokenizer"), manifest)
+    write_manifest(split, dataclasses.replace(manifest, generations=(Generation(corpus="c", shards=(shard,)),)))
+    return artifact(folder, "shards")
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     root = tmp_path_factory.mktemp("inputs")
     for seed, name in enumerate(("sft", "rlhf")):
         save_model(root / name / "model", seed=seed)
     save_model(root / "reward" / "model", seed=5, scalar=True)
-    tokenizer = root / "shards" / "tokenizer"
-    save_tokenizer(train_tokenizer([""], size=MIN_BPE_SIZE), tokenizer)
-    manifest = ShardManifest(
-        tokenizer=fingerprint(tokenizer),
-        vocab_size=MIN_BPE_SIZE,
-        begin=0,
-        separator=0,
-        sources=("test",),
-        generations=(),
-    )
-    split = Storage(str(root / "shards" / "validation"))
-    documents = [TextDocument(str(number), text, "test") for number, text in enumerate(TEXTS)]
-    shard = write_shard(split, "shard-00000", documents, fast_encoder(tokenizer), manifest)
-    write_manifest(split, dataclasses.replace(manifest, generations=(Generation(corpus="c", shards=(shard,)),)))
+    write_shards(root / "shards", root / "sft" / "model")
     return {name: artifact(root / name, name) for name in ("sft", "rlhf", "reward", "shards")}
 
 
@@ -279,15 +293,69 @@ def test_a_whole_compression(inputs: dict[str, Artifact], ray_session: None, tmp
     assert output.exists("model/tokenizer.json") and output.exists("model/generation_config.json")
 
 
-def test_text_of_another_tokenizer_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    folder = tmp_path / "other" / "model"
-    config = TransformerConfig(vocab_size=MIN_BPE_SIZE + 5, **SIZES)
-    save_tokenizer(train_tokenizer(["many words in many texts"] * 9, size=MIN_BPE_SIZE + 5), folder)
-    tokens = SpecialTokens(**read_chat_special_tokens(folder)._asdict())
-    save_hf_model(folder, Transformer(config).state_dict(), config, special_tokens=tokens, tokenizer_folder=folder)
-    given = {"models.m": artifact(tmp_path / "other", "sft"), "text": inputs["shards"]}
-    with pytest.raises(ValueError, match="made with tokenizer"):
-        STAGE.check_inputs(build(EvaluateConfig, {"models": {"m": "sft"}, "text": "shards"}), given)
+def save_other_model(folder: Path, recipe: TokenizerRecipe, *, size: int) -> Artifact:
+    """A random model with another tokenizer than that of the shards."""
+    tokenizer = train_tokenizer(["many words in many texts, and document number"] * 9, size=size, recipe=recipe)
+    save_tokenizer(tokenizer, folder / "model")
+    config = TransformerConfig(vocab_size=tokenizer.get_vocab_size(), **SIZES)
+    tokens = SpecialTokens(**read_chat_special_tokens(folder / "model")._asdict())
+    model = Transformer(config)
+    initialize(model, 0)
+    save_hf_model(
+        folder / "model", model.state_dict(), config, special_tokens=tokens, tokenizer_folder=folder / "model"
+    )
+    return artifact(folder, "sft")
+
+
+def test_text_of_another_tokenizer_is_accepted_if_both_tokenizers_keep_texts(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    config = build(EvaluateConfig, {"models": {"m": "sft"}, "text": "shards"})
+    other = save_other_model(tmp_path / "bpe", TokenizerRecipe(), size=MIN_BPE_SIZE + 5)
+    STAGE.check_inputs(config, {"models.m": other, "text": inputs["shards"]})
+    wordpiece = save_other_model(tmp_path / "wordpiece", TokenizerRecipe(kind="wordpiece", lowercase=True), size=200)
+    with pytest.raises(ValueError, match="text: the tokenizer of m changes texts .* remove it from text_models"):
+        STAGE.check_inputs(config, {"models.m": wordpiece, "text": inputs["shards"]})
+    # Shards that were made with this tokenizer can be read by its own model only.
+    shards = write_shards(tmp_path / "shards", wordpiece.model.local())
+    STAGE.check_inputs(config, {"models.m": wordpiece, "text": shards})
+    with pytest.raises(ValueError, match="text: m has another tokenizer than the shards, whose tokenizer does not"):
+        STAGE.check_inputs(config, {"models.m": other, "text": shards})
+
+
+@pytest.mark.slow
+def test_models_of_different_tokenizers_are_compared_on_the_same_documents(
+    inputs: dict[str, Artifact], ray_session: None, tmp_path: Path
+) -> None:
+    # NFKC changes one of the documents, which is left out for both models and for xz.
+    shards = write_shards(tmp_path / "shards", inputs["sft"].model.local(), [*TEXTS, "a document with ﬁne ½ …"])
+    recipe = TokenizerRecipe(normalization="NFKC")
+    other = save_other_model(tmp_path / "other", recipe, size=MIN_BPE_SIZE + 20)
+    config = build(
+        EvaluateConfig,
+        {
+            "models": {"sft": "sft", "other": "m"},
+            "text": "shards",
+            "compare": [["sft", "other"]],
+            "compare_with_xz": True,
+            "precision": "float32",
+        },
+    )
+    given = {"models.sft": inputs["sft"], "models.other": other, "text": shards}
+    summary, output = run(STAGE, config, given, tmp_path / "out")
+    results = from_plain(EvaluationResults, output.read_json("results.json"))
+    assert results.text is not None
+    text = results.text
+    assert (text.documents, text.documents_left_out) == (len(TEXTS), 1)
+    assert text.bytes == sum(len(line.encode()) for line in TEXTS)
+    assert text.xz_bits_per_byte == 8 * len(lzma.compress("".join(TEXTS).encode(), preset=9 | lzma.PRESET_EXTREME)) / (
+        text.bytes
+    )
+    sft, different = text.models["sft"], text.models["other"]
+    assert sft.tokenizer != different.tokenizer and sft.tokens > different.tokens
+    (change,) = text.compare
+    assert change.bits_per_byte.value == pytest.approx(different.bits_per_byte.value - sft.bits_per_byte.value)
+    assert summary["sft-other/bits_per_byte/value"] == change.bits_per_byte.value
 
 
 @pytest.mark.parametrize("long_prompt", ["long " * 30, "很长的问题" * 12, "🙂" * 40], ids=["en", "zh", "emoji"])
