@@ -5,11 +5,13 @@ Where the paper does not define exactly what is counted, the step counts as data
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from data.cleaning.sentences import num_sentences
+from data.cleaning.language_rules import rules_for
+from data.cleaning.sentences import line_ends_sentence, num_sentences
 from data.cleaning.step import Outcome, check_at_least
+from data.words import split_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +21,11 @@ class C4Quality:
     off."""
 
     terminal_punctuation: bool = True
-    """Remove lines that do not end with one of `. ? ! " '`, and lines that end with an ellipsis."""
+    """Remove lines that do not end with one of `. ? ! " '` or a mark that ends sentences in another script, and lines
+    that end with an ellipsis. Lines of documents in Thai and Lao, which have no such mark, are not removed."""
     min_words_per_line: int | None = 3
-    """Remove lines with fewer words than this. Words are separated by white space."""
+    """Remove lines with fewer words than this. Words are separated by white space and, in scripts without spaces, as
+    `data/words.py` says."""
     max_word_length: int | None = 1000
     """Remove lines that contain a word with more characters than this."""
     javascript: bool = True
@@ -46,7 +50,8 @@ class C4Quality:
     """Drop documents with `{`, which hardly occurs in prose. Lines that are removed because of their words, their
     punctuation or Javascript are not searched."""
     min_sentences: int | None = 5
-    """Drop documents with fewer sentences than this in the remaining lines."""
+    """Drop documents with fewer sentences than this in the remaining lines. In Thai and Lao, spaces and line breaks
+    separate sentences."""
 
     def check(self, field_path: str) -> None:
         check_at_least(f"{field_path}.min_words_per_line", self.min_words_per_line or 0, 0)
@@ -63,7 +68,7 @@ _CHANGES = ("long_word", "terminal_punctuation", "few_words", "javascript", "pol
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 
 
-def c4_quality(texts: list[str], settings: C4Quality) -> Outcome:
+def c4_quality(texts: list[str], settings: C4Quality, languages: Sequence[str | None] | None = None) -> Outcome:
     """Remove the lines that break a rule, and drop documents depending on the remaining lines.
 
     Counts the lines that each rule removed and the removed citations. Changes in dropped documents are not counted.
@@ -71,10 +76,12 @@ def c4_quality(texts: list[str], settings: C4Quality) -> Outcome:
     counts = Counter(dict.fromkeys((f"c4_quality/{change}" for change in _CHANGES), 0))
     cleaned: list[str] = []
     reasons: list[str | None] = []
-    for text in texts:
+    for text, language in zip(texts, languages or [None] * len(texts), strict=True):
         changes: Counter[str] = Counter()
-        lines = list(_kept_lines(text, settings, changes))
-        reason = _drop_reason(lines, settings)
+        rules = rules_for(language, text)
+        has_marks = rules is None or rules.has_sentence_marks
+        lines = list(_kept_lines(text, settings, changes, has_marks))
+        reason = _drop_reason(lines, settings, has_marks)
         reasons.append(reason)
         cleaned.append("\n".join(lines).strip() if reason is None else text)
         if reason is None:
@@ -82,10 +89,11 @@ def c4_quality(texts: list[str], settings: C4Quality) -> Outcome:
     return Outcome(cleaned, reasons, dict(counts))
 
 
-def _kept_lines(text: str, settings: C4Quality, changes: Counter[str]) -> Iterable[str]:
+def _kept_lines(text: str, settings: C4Quality, changes: Counter[str], has_marks: bool) -> Iterable[str]:
     """Yield the lines to keep, and add the removed lines and citations to `changes`.
 
-    A line that causes the whole document to be dropped is also yielded, so that `_drop_reason` finds it.
+    `has_marks` is whether the language has marks that end sentences. A line that causes the document to be dropped is
+    also yielded, so that `_drop_reason` finds it.
     """
     policies = [phrase.lower() for phrase in settings.policy_phrases]
     for line in map(str.strip, text.splitlines()):
@@ -97,9 +105,9 @@ def _kept_lines(text: str, settings: C4Quality, changes: Counter[str]) -> Iterab
             line, citations = _CITATION.subn("", line)
             changes["c4_quality/citations"] += citations
         lower = line.lower()
-        if settings.terminal_punctuation and (line[-1:] not in {*".?!\"'"} or line.endswith("...")):
+        if settings.terminal_punctuation and has_marks and not _ends_well(line):
             changes["c4_quality/terminal_punctuation"] += 1
-        elif len(words) < (settings.min_words_per_line or 0):
+        elif len(words) < (settings.min_words_per_line or 0) and _num_words(line) < (settings.min_words_per_line or 0):
             changes["c4_quality/few_words"] += 1
         elif _drop_reason_of_line(line, lower, settings):
             yield line
@@ -113,7 +121,22 @@ def _kept_lines(text: str, settings: C4Quality, changes: Counter[str]) -> Iterab
 
 def _has_long_word(line: str, words: list[str], max_length: int | None) -> bool:
     """Return whether a word has more than `max_length` characters. Most lines are too short for such a word."""
-    return max_length is not None and len(line) > max_length and any(len(word) > max_length for word in words)
+    if max_length is None or len(line) <= max_length or not any(len(word) > max_length for word in words):
+        return False
+    return line.isascii() or any(len(word) > max_length for word in split_words(line))
+
+
+def _num_words(line: str) -> int:
+    """Return the number of words of a line. White space separates words, except in scripts without spaces."""
+    return len(line.split()) if line.isascii() else len(split_words(line))
+
+
+def _ends_well(line: str) -> bool:
+    """Return whether a line ends with one of C4's marks, or one of another script, and not with an ellipsis."""
+    last = line[-1:]
+    if last.isascii():
+        return last in {*".?!\"'"} and bool(line) and not line.endswith("...")
+    return line_ends_sentence(line)
 
 
 def _drop_reason_of_line(line: str, lower: str, settings: C4Quality) -> str | None:
@@ -125,7 +148,7 @@ def _drop_reason_of_line(line: str, lower: str, settings: C4Quality) -> str | No
     return "c4_quality/curly_bracket" if settings.curly_bracket and "{" in line and not is_javascript else None
 
 
-def _drop_reason(lines: list[str], settings: C4Quality) -> str | None:
+def _drop_reason(lines: list[str], settings: C4Quality, has_marks: bool) -> str | None:
     """Return the reason why a document with these remaining lines is dropped, or None if it is kept."""
     for line in lines:
         if reason := _drop_reason_of_line(line, line.lower(), settings):
@@ -135,5 +158,5 @@ def _drop_reason(lines: list[str], settings: C4Quality) -> str | None:
     for line in lines:
         if num_missing <= 0:
             break
-        num_missing -= num_sentences(line)
+        num_missing -= num_sentences(line) if has_marks else len(line.split())
     return "c4_quality/sentences" if num_missing > 0 else None

@@ -4,11 +4,13 @@ The rules are in section 3.6 of the paper (Penedo et al. 2024). `data/words.py` 
 Where the paper does not define exactly what is counted, the step counts as datatrove does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.cleaning.sentences import ends_sentence
-from data.cleaning.step import Outcome, check_at_least, check_shares, filter_outcome, is_above
-from data.words import split_words
+from data.cleaning.language_rules import LanguageRules, LanguageSettings
+from data.cleaning.sentences import line_ends_sentence
+from data.cleaning.step import Outcome, check_at_least, check_shares, filter_by_language, is_above
+from data.words import Unit, split_words, unit_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,11 @@ class FineWebQuality:
     max_line_breaks_per_word: float | None = 0.3
     """Maximum number of line breaks divided by the number of words and punctuation marks. Lists often exceed this
     maximum."""
+    by_language: bool = True
+    """Take the values of the document's language (`data/cleaning/language_rules.py`) for `min_punctuated_lines` and
+    `max_line_breaks_per_word`, where
+    these have their default values, which are for English. The language is the one that the step `language` found, or
+    else the most important one of the script. With false, documents in all languages are judged by the same values."""
 
     def check(self, field_path: str) -> None:
         check_shares(
@@ -42,26 +49,44 @@ class FineWebQuality:
         check_at_least(f"{field_path}.max_line_breaks_per_word", self.max_line_breaks_per_word or 0, 0)
 
 
-def fineweb_quality(texts: list[str], settings: FineWebQuality) -> Outcome:
+def fineweb_quality(
+    texts: list[str], settings: FineWebQuality, languages: Sequence[str | None] | None = None
+) -> Outcome:
     """Drop the texts that break a rule, with the first broken rule as the reason.
 
     A text that has only blank lines is dropped with the reason `fineweb_quality/no_text`.
     """
 
-    def drop_reason(text: str) -> str | None:
-        lines = [line for line in text.split("\n") if line and not line.isspace()]
-        if not lines:
-            return "fineweb_quality/no_text"
-        if sum(ends_sentence(line[-1]) for line in lines) / len(lines) < (settings.min_punctuated_lines or 0):
-            return "fineweb_quality/punctuated_lines"
-        if is_above(sum(len(line) <= settings.short_line for line in lines) / len(lines), settings.max_short_lines):
-            return "fineweb_quality/short_lines"
-        breaks = text.count("\n")
-        repeated = sum(map(len, lines)) - sum(map(len, set(lines)))
-        if is_above(repeated / (len(text) - breaks), settings.max_duplicate_characters):
-            return "fineweb_quality/duplicate_characters"
-        if breaks and is_above(breaks / len(split_words(text)), settings.max_line_breaks_per_word):
-            return "fineweb_quality/line_breaks_per_word"
-        return None
+    by_language = LanguageSettings(settings)
 
-    return filter_outcome(texts, drop_reason)
+    def drop_reason(text: str, language: str | None) -> str | None:
+        adapted, rules = by_language.for_text(language, text)
+        return _drop_reason(text, adapted, rules)
+
+    return filter_by_language(texts, languages, drop_reason)
+
+
+def _drop_reason(text: str, settings: FineWebQuality, rules: LanguageRules) -> str | None:
+    lines = [line for line in text.split("\n") if line and not line.isspace()]
+    if not lines:
+        return "fineweb_quality/no_text"
+    if sum(map(line_ends_sentence, lines)) / len(lines) < (settings.min_punctuated_lines or 0):
+        return "fineweb_quality/punctuated_lines"
+    if is_above(sum(len(line) <= settings.short_line for line in lines) / len(lines), settings.max_short_lines):
+        return "fineweb_quality/short_lines"
+    breaks = text.count("\n")
+    repeated = sum(map(len, lines)) - sum(map(len, set(lines)))
+    if is_above(repeated / (len(text) - breaks), settings.max_duplicate_characters):
+        return "fineweb_quality/duplicate_characters"
+    if breaks and is_above(breaks / _num_words(text, rules), settings.max_line_breaks_per_word):
+        return "fineweb_quality/line_breaks_per_word"
+    return None
+
+
+def _num_words(text: str, rules: LanguageRules) -> float:
+    """Return the number of words and punctuation marks, with the units of scripts without spaces counted as words."""
+    words = split_words(text)
+    if text.isascii():
+        return len(words)
+    num_units = sum(unit_of(word) is not Unit.WORD for word in words)
+    return len(words) - num_units * (1 - 1 / rules.units_per_word)

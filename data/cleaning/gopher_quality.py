@@ -5,13 +5,15 @@ is counted, the step counts nearly as datatrove does. The difference: for datatr
 punctuation, and here it must have a letter or a digit. So an emoji is not counted as a word here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from data.cleaning.step import Outcome, check_at_least, check_range, check_shares, filter_outcome, is_above
-from data.words import StringCache, split_words
+from data.cleaning.language_rules import LanguageRules, LanguageSettings
+from data.cleaning.step import Outcome, check_at_least, check_range, check_shares, filter_by_language, is_above
+from data.words import StringCache, Unit, split_words, unit_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,11 @@ class GopherQuality:
     """Minimum number of different words of `stop_words` that occur in the document. Upper and lower case matter."""
     stop_words: list[str] = field(default_factory=lambda: ["the", "be", "to", "of", "and", "that", "have", "with"])
     """Frequent words that good prose contains."""
+    by_language: bool = True
+    """Take the values of the document's language (`data/cleaning/language_rules.py`) for the mean word length,
+    `min_alphabetic_words` and `stop_words`, where
+    these have their default values, which are for English. The language is the one that the step `language` found, or
+    else the most important one of the script. With false, documents in all languages are judged by the same values."""
 
     def check(self, field_path: str) -> None:
         check_range(field_path, "words", self.min_words, self.max_words)
@@ -59,30 +66,42 @@ class GopherQuality:
 
 
 class _WordCounts(NamedTuple):
-    """Counts of the words and punctuation marks of a text."""
+    """Counts of the words and punctuation marks of a text.
 
-    total: int
+    The words of scripts without spaces are counted as `LanguageRules.units_per_word` says.
+    """
+
+    total: float
     """Number of words and punctuation marks."""
-    alphanumeric: int
+    alphanumeric: float
     """Number of words with a letter or a digit."""
-    alphabetic: int
+    alphabetic: float
     """Number of words with a letter."""
     characters: int
     """Number of characters in the words with a letter or a digit."""
 
 
-def gopher_quality(texts: list[str], settings: GopherQuality) -> Outcome:
+def gopher_quality(texts: list[str], settings: GopherQuality, languages: Sequence[str | None] | None = None) -> Outcome:
     """Drop the texts that break a rule, with the first broken rule as the reason."""
-    stop_words = frozenset(settings.stop_words)
+    by_language = LanguageSettings(settings)
 
-    def drop_reason(text: str) -> str | None:
+    def drop_reason(text: str, language: str | None) -> str | None:
+        adapted, rules = by_language.for_text(language, text)
         words = split_words(text)
-        reason = _reason_by_words(text, _count_words(words), settings) or _reason_by_lines(text, settings)
-        if reason is None and len(stop_words.intersection(words)) < (settings.min_stop_words or 0):
-            return "gopher_quality/stop_words"
-        return reason
+        reason = _reason_by_words(text, _count_words(words, rules), adapted) or _reason_by_lines(text, adapted)
+        return reason or _reason_by_stop_words(text, words, adapted, rules)
 
-    return filter_outcome(texts, drop_reason)
+    return filter_by_language(texts, languages, drop_reason)
+
+
+def _reason_by_stop_words(text: str, words: Sequence[str], settings: GopherQuality, rules: LanguageRules) -> str | None:
+    stop_words = frozenset(settings.stop_words)
+    if rules.are_stop_words_parts:
+        num_found = sum(word in text for word in stop_words)
+    else:
+        num_found = len(stop_words.intersection(words))
+    # The language may have fewer stop words than English, or none that are known.
+    return "gopher_quality/stop_words" if num_found < min(settings.min_stop_words or 0, len(stop_words)) else None
 
 
 def _reason_by_words(text: str, words: _WordCounts, settings: GopherQuality) -> str | None:
@@ -116,24 +135,28 @@ def _reason_by_lines(text: str, settings: GopherQuality) -> str | None:
     return None
 
 
-def _count_words(words: list[str]) -> _WordCounts:
+def _count_words(words: list[str], rules: LanguageRules) -> _WordCounts:
     properties = np.fromiter(map(_WORD_PROPERTIES.__getitem__, words), np.int64, len(words))
     alphanumeric = properties & 1
+    # The number by which the units of scripts without spaces exceed the words that they are.
+    surplus = int((properties >> 2 & 1).sum()) * (1 - 1 / rules.units_per_word)
     return _WordCounts(
-        total=len(words),
-        alphanumeric=int(alphanumeric.sum()),
-        alphabetic=int((properties >> 1 & 1).sum()),
-        characters=int((alphanumeric * (properties >> 2)).sum()),
+        total=len(words) - surplus,
+        alphanumeric=int(alphanumeric.sum()) - surplus,
+        alphabetic=int((properties >> 1 & 1).sum()) - surplus,
+        characters=int((alphanumeric * (properties >> 3)).sum()),
     )
 
 
 def _word_properties(word: str) -> int:
     """Return the properties of a word in one number, so that numpy can count them.
 
-    Bit 0 is set if the word contains a letter or a digit, and bit 1 if it contains a letter. The higher bits are the
-    number of characters.
+    Bit 0 is set if the word contains a letter or a digit, bit 1 if it contains a letter, and bit 2 if it is a word of a
+    script without spaces with a letter. The higher bits are the number of characters.
     """
-    return len(word) << 2 | any(map(str.isalpha, word)) << 1 | any(map(str.isalnum, word))
+    is_alphabetic = any(map(str.isalpha, word))
+    is_unit = is_alphabetic and unit_of(word) is not Unit.WORD
+    return len(word) << 3 | is_unit << 2 | is_alphabetic << 1 | any(map(str.isalnum, word))
 
 
 _WORD_PROPERTIES = StringCache(_word_properties)

@@ -29,6 +29,7 @@ from data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from data.cleaning.extract_html import ExtractHTML, extract_html
 from data.cleaning.fairness import FairnessRow, LedgerStep, build_ledger
 from data.cleaning.fineweb_quality import FineWebQuality, fineweb_quality
+from data.cleaning.gibberish import Gibberish, gibberish
 from data.cleaning.gopher_quality import GopherQuality, gopher_quality
 from data.cleaning.language import Language, language
 from data.cleaning.length import Length, length
@@ -52,6 +53,7 @@ class Step:
     language: Language | None = None
     length: Length | None = None
     clean_lines: CleanLines | None = None
+    gibberish: Gibberish | None = None
     gopher_quality: GopherQuality | None = None
     c4_quality: C4Quality | None = None
     fineweb_quality: FineWebQuality | None = None
@@ -71,10 +73,15 @@ CORPUS_WIDE_STEPS = ("exact_duplicates", "near_duplicates")
 """Names of the steps that compare documents with each other. `clean` skips them. `data/corpus` runs them afterwards,
 when the cleaned documents of all tasks are available."""
 
+STEPS_BY_LANGUAGE = ("gopher_quality", "c4_quality", "fineweb_quality", "repetition")
+"""Names of the steps whose rules depend on the language. Their functions have a third argument: the language of each
+text, as the step `language` has written it to the metadata, or None."""
+
 FILTERS = (
     "language",
     "length",
     "clean_lines",
+    "gibberish",
     "gopher_quality",
     "c4_quality",
     "fineweb_quality",
@@ -190,6 +197,16 @@ def _run_step(name: str, settings: Any, texts: list[str]) -> Outcome:
     return STEP_FUNCTIONS[name](texts, settings)
 
 
+def _run_step_on(name: str, settings: Any, documents: Sequence[Document]) -> Outcome:
+    """Return the outcome of a step for the texts of the documents."""
+    texts = [document.text for document in documents]
+    if name not in STEPS_BY_LANGUAGE:
+        return STEP_FUNCTIONS[name](texts, settings)
+    languages = [document.metadata.get("language") for document in documents]
+    # A column of the source may have the same name and values of another type.
+    return STEP_FUNCTIONS[name](texts, settings, [code if isinstance(code, str) else None for code in languages])
+
+
 class CleaningResult(NamedTuple):
     """The result of `clean`."""
 
@@ -212,23 +229,23 @@ def clean(documents: Sequence[Document], steps: Sequence[Step]) -> CleaningResul
     for position, (name, settings, keep) in enumerate([*recipe, ("not_empty", None, 0.0)]):
         if name in CORPUS_WIDE_STEPS or not kept:
             continue
-        outcome = STEP_FUNCTIONS[name]([document.text for document in kept], settings)
+        outcome = _run_step_on(name, settings, kept)
         counts.update(outcome.counts)
         kept_by_step: list[Document] = []
-        restored_texts: list[str] = []
+        restored: list[Document] = []
         metadata = outcome.metadata or [{}] * len(kept)
         for document, text, reason, added in zip(kept, outcome.texts, outcome.reasons, metadata, strict=True):
             if (reason or text != document.text) and unit_hash(f"{position}:{document.id}", "keep") < keep:
-                restored_texts.append(document.text)
+                restored.append(document)
                 text, reason = document.text, None
             if reason is None:
                 kept_by_step.append(_updated(document, text, added))
             else:
                 dropped.append((document, reason))
-        if restored_texts:
-            counts[f"{name}/kept_anyway"] += len(restored_texts)
+        if restored:
+            counts[f"{name}/kept_anyway"] += len(restored)
             # The step's counts include its changes to these texts, but `keep` has just undone those changes.
-            counts.subtract(STEP_FUNCTIONS[name](restored_texts, settings).counts)
+            counts.subtract(_run_step_on(name, settings, restored).counts)
         kept = kept_by_step
     return CleaningResult(kept, dropped, counts)
 
@@ -243,12 +260,13 @@ def not_empty(texts: list[str], settings: None) -> Outcome:
     return filter_outcome(texts, lambda text: None if text.strip() else "empty")
 
 
-STEP_FUNCTIONS: dict[str, Callable[[list[str], Any], Outcome]] = {
+STEP_FUNCTIONS: dict[str, Callable[..., Outcome]] = {
     "extract_html": extract_html,
     "repair_unicode": repair_unicode,
     "language": language,
     "length": length,
     "clean_lines": clean_lines,
+    "gibberish": gibberish,
     "gopher_quality": gopher_quality,
     "c4_quality": c4_quality,
     "fineweb_quality": fineweb_quality,

@@ -2,12 +2,14 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
 
-from data.cleaning.step import Outcome, check_share, check_shares, filter_outcome
+from data.cleaning.language_rules import LanguageSettings
+from data.cleaning.step import Outcome, check_share, check_shares, filter_by_language
 from data.words import split_words
 
 
@@ -34,6 +36,11 @@ class Repetition:
     )
     """For each n the maximum share of the characters in n-grams of words that are equal to an earlier n-gram. Each
     character is counted at most once."""
+    by_language: bool = True
+    """Take the values of the document's language (`data/cleaning/language_rules.py`) for `duplicate_lines`,
+    `top_ngrams` and `duplicate_ngrams`, where
+    these have their default values, which are for English. The language is the one that the step `language` found, or
+    else the most important one of the script. With false, documents in all languages are judged by the same values."""
 
     def check(self, field_path: str) -> None:
         check_shares(
@@ -54,9 +61,15 @@ _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
 _LINE_BREAK = re.compile(r"\n+")
 
 
-def repetition(texts: list[str], settings: Repetition) -> Outcome:
+def repetition(texts: list[str], settings: Repetition, languages: Sequence[str | None] | None = None) -> Outcome:
     """Drop the texts that break a rule, with the first broken rule as the reason."""
-    return filter_outcome(texts, lambda text: _reason_by_lines(text, settings) or _reason_by_ngrams(text, settings))
+    by_language = LanguageSettings(settings)
+
+    def drop_reason(text: str, language: str | None) -> str | None:
+        adapted, _ = by_language.for_text(language, text)
+        return _reason_by_lines(text, adapted) or _reason_by_ngrams(text, adapted)
+
+    return filter_by_language(texts, languages, drop_reason)
 
 
 def _reason_by_lines(text: str, settings: Repetition) -> str | None:

@@ -7,7 +7,7 @@ functions. The steps `exact_duplicates` and `near_duplicates` compare the docume
 dataclasses here (`data/cleaning/duplicates.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -31,6 +31,16 @@ def filter_outcome(texts: list[str], drop_reason: Callable[[str], str | None]) -
     `drop_reason` returns the reason why a text is dropped, or None if the text is kept.
     """
     return Outcome(texts, [drop_reason(text) for text in texts])
+
+
+def filter_by_language(
+    texts: list[str], languages: Sequence[str | None] | None, drop_reason: Callable[[str, str | None], str | None]
+) -> Outcome:
+    """Return the outcome of a step that only drops texts, by a rule that depends on their languages.
+
+    `languages` has the code of each text's language, and is None if no language is known.
+    """
+    return Outcome(texts, list(map(drop_reason, texts, languages or [None] * len(texts))))
 
 
 # The checks of settings. `field_path` is the path in the config, such as `steps[2].length` for the settings of a step

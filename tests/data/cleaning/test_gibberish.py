@@ -1,0 +1,97 @@
+"""What the step `gibberish` takes for random letters, in made-up languages of many scripts."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+
+from data.cleaning.gibberish import Gibberish, _direction_of_ngrams, gibberish
+
+ALPHABETS = {
+    "Latin": "abcdefghijklmnoprstuvz",
+    "Cyrillic": "абвгдежзиклмнопрстуфхцч",
+    "Greek": "αβγδεζηθικλμνξοπρστυφω",
+    "Arabic": "ابتثجحخدذرزسشصضطظعغفقكلمنهوي",
+    "Devanagari": "अकखगघचजटतथदधनपबमयरलवसहािीुेो",
+    "Thai": "กขคงจชซดตถทนบปผพมยรลวสหอะาิีุเแไ",
+    "Khmer": "កខគងចជញដតថទនបផពមយរលវសហអាិីុេោ",
+    "Myanmar": "ကခဂငစဆညတထဒနပဖဗမယရလဝသဟအာိုေ",
+    "Ethiopic": "ሀለመሰረቀበተነአከወዘየደገጠጸፈሁሉሙሱሩቁቡቱኑ",
+    "Hangul": "가나다라마바사아자차카타파하고노도로모보소오조",
+    "Han": "".join(chr(0x4E00 + 7 * number) for number in range(400)),
+}
+
+
+def made_up_prose(alphabet: str, num_letters: int, seed: int) -> str:
+    """Text of a made-up language: few letters may follow each letter, and some words are much more frequent."""
+    draw = random.Random(seed)
+    following = {letter: draw.sample(alphabet, 4) for letter in alphabet}
+
+    def word() -> str:
+        letters = [draw.choice(alphabet)]
+        while len(letters) < draw.randint(2, 7):
+            letters.append(draw.choice(following[letters[-1]]))
+        return "".join(letters)
+
+    words = [word() for _ in range(200)]
+    weights = [1 / rank for rank in range(1, 201)]
+    return " ".join(draw.choices(words, weights, k=num_letters // 4)) + "."
+
+
+def reasons(*texts: str, **settings: float) -> list[str | None]:
+    return gibberish(list(texts), Gibberish(**settings)).reasons  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("script", ALPHABETS)
+def test_prose_is_kept_and_random_letters_are_dropped_in_every_script(script: str) -> None:
+    draw = random.Random(script)
+    prose = [made_up_prose(ALPHABETS[script], 600, seed) for seed in range(20)]
+    shuffled = ["".join(draw.sample(text, len(text))) for text in prose]
+    in_words = [re.sub(r"\S+", lambda match: "".join(draw.sample(match[0], len(match[0]))), text) for text in prose]
+    letters = ["".join(draw.choices(ALPHABETS[script] + " ", k=600)) for _ in prose]
+    assert reasons(*prose) == [None] * 20
+    num_dropped = sum(reason == "gibberish/letter_order" for reason in reasons(*shuffled, *in_words, *letters))
+    # Of random texts, 1 % have more direction than 2. The words that are frequent here make it some more.
+    assert num_dropped >= 55
+
+
+def test_random_letters_between_real_marks_are_dropped() -> None:
+    # Hebrew with points: the points stay where they are, and only the letters are random.
+    draw = random.Random(1)
+    prose = re.sub("([אבגדה])", "\\1ָּ", made_up_prose("אבגדהוזחטיכלמנסעפצקרשת", 900, 1))
+    letters = [letter for letter in prose if letter.isalpha()]
+    random_letters = "".join(draw.choice(letters) if character.isalpha() else character for character in prose)
+    assert reasons(prose, random_letters) == [None, "gibberish/letter_order"]
+
+
+def test_case_digits_and_punctuation_say_nothing() -> None:
+    prose = made_up_prose(ALPHABETS["Latin"], 600, 1)
+    assert reasons(prose.upper(), prose.title()) == [None, None]
+    assert reasons("12:34 - 56.78 (90) " * 100) == [None], "there are too few letters to judge"
+    assert reasons("", "kurz") == [None, None]
+
+
+def test_only_the_start_of_a_text_is_examined_and_short_texts_are_kept() -> None:
+    prose = made_up_prose(ALPHABETS["Latin"], 600, 2)
+    noise = "".join(random.Random(0).choices(ALPHABETS["Latin"], k=5000))
+    assert reasons(prose * 4 + noise, noise + prose) == [None, "gibberish/letter_order"]
+    assert reasons(noise[:100]) == ["gibberish/letter_order"]
+    assert reasons(noise[:99]) == [None]
+    assert reasons(noise[:149], min_letters=150) == [None]
+
+
+def test_the_direction_of_pairs_is_counted_as_by_hand() -> None:
+    # a b a b c b: the pairs are ab, ba, ab, bc, cb. One pair of places has the same (ab, ab). Three have the reverse:
+    # ab and ba twice, and bc and cb. So the result is (1 - 3) / sqrt(1 + 3 + 1).
+    letters = np.array([1, 2, 1, 2, 3, 2])
+    assert _direction_of_ngrams(letters, 2) == pytest.approx(-2 / 5**0.5)
+    # The triples are aba, bab, abc, bcb. Only abc is not the same in reverse, and it occurs once.
+    assert _direction_of_ngrams(letters, 3) == 0
+    # A sequence does not extend over what is not a letter.
+    assert _direction_of_ngrams(np.array([1, 2, 0, 1, 2, 0, 1, 2]), 2) == pytest.approx(3 / 4**0.5)
+
+
+def test_the_error_names_the_wrong_setting() -> None:
+    with pytest.raises(ValueError, match=r"steps\[0\].gibberish.max_characters: 50 must be at least 100"):
+        Gibberish(max_characters=50).check("steps[0].gibberish")
