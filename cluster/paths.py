@@ -4,6 +4,8 @@ import fnmatch
 import os
 import tarfile
 import zipfile
+from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any, cast
 
 import fsspec
@@ -39,7 +41,8 @@ def list_files(patterns: list[str]) -> list[str]:
     """Return the URLs of all files that match the glob patterns, sorted within each pattern.
 
     Patterns may be any fsspec URL, including chained URLs such as `zip://member::file://x.whl`. In the pattern of an
-    archive's members, `*` also matches slashes. Raises ValueError when a pattern matches no file, names a damaged
+    archive's members, `*` also matches slashes. Brackets in a folder or file that exists are part of its name. Raises
+    ValueError when a pattern matches no file, names a damaged
     archive, or contains credentials.
     """
     return [url for url, _ in list_files_with_sizes(patterns)]
@@ -73,6 +76,7 @@ def _expand_pattern(pattern: str) -> list[tuple[str, int | None]]:
     if not separator:
         fs, path = fsspec.core.url_to_fs(pattern)
         fs.invalidate_cache()
+        path = _escape_literal_brackets(path, lambda part: with_retries(fs.exists, part))
         entries = cast(dict[str, dict[str, Any]], with_retries(fs.glob, path, detail=True))
         return [
             (fs.unstrip_protocol(name) if "://" in pattern else name, info["size"])
@@ -86,9 +90,27 @@ def _expand_pattern(pattern: str) -> list[tuple[str, int | None]]:
         fs, _ = with_retries(fsspec.core.url_to_fs, f"{scheme}://::{archive_url}")
         entries = cast(dict[str, dict[str, Any]], fs.find("", detail=True))
         sizes = {str(name).lstrip("/"): info["size"] for name, info in entries.items()}
+        names = {*sizes, *(str(parent) for name in sizes for parent in PurePosixPath(name).parents)}
+        member_pattern = _escape_literal_brackets(member_pattern, names.__contains__)
         urls += [
             (f"{scheme}://{name}::{archive_url}", size)
             for name, size in sorted(sizes.items())
             if fnmatch.fnmatchcase(name, member_pattern)
         ]
     return urls
+
+
+def _escape_literal_brackets(path: str, exists: Callable[[str], bool]) -> str:
+    """Return the glob pattern with its brackets escaped in the longest part that names an existing folder or file.
+
+    This part begins the path and has no `*` and no `?`. Brackets in other parts are character classes.
+    """
+    if "[" not in path:
+        return path
+    components = path.split("/")
+    num_literal = next((n for n, one in enumerate(components) if "*" in one or "?" in one), len(components))
+    for num_components in range(num_literal, 0, -1):
+        literal = "/".join(components[:num_components])
+        if "[" in literal and exists(literal):
+            return "/".join([literal.replace("[", "[[]"), *components[num_components:]])
+    return path

@@ -7,9 +7,11 @@ reordered. Everything that is selected by a hash of the id, such as the held-out
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 MAX_RECORD_BYTES = 128 << 20
 """Maximum number of bytes of a record. A longer record is put into quarantine without being read into memory as a
@@ -71,12 +73,21 @@ class SkippedRecord(NamedTuple):
     `response image/png`."""
 
 
+if TYPE_CHECKING:
+    OneOrMany = str | list[str]
+else:
+    OneOrMany = Any  # omegaconf knows no union with a list; the metadata of the field has the type
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     name: str
     """Short name of the source. Counts are listed by it, and the ids of its documents start with it."""
-    path: str = field(metadata={"source": True})
-    """The files: a path, a glob or an fsspec URL. URLs can be chained: `zip://folder/*.jsonl::file://archive.whl`."""
+    path: OneOrMany = field(metadata={"source": True, "type": str | list[str]})
+    """The files: a path, a glob or an fsspec URL, or a list of these. URLs can be chained:
+    `zip://folder/*.jsonl::file://archive.whl`. Brackets in a name that exists, such as `[2024]/a.jsonl`, are part of
+    the name. A folder `NAME=VALUE` in the path gives its files the column NAME, as in tables that Hive or Spark
+    write, unless they have such a column themselves."""
     format: Literal["text", "jsonl", "json", "csv", "parquet", "html", "warc"]
     """Format of the files. Files that end with `.gz`, `.bz2`, `.xz`, `.lzma`, `.zst` or `.zip` are decompressed. A zip
     file must contain a single file.
@@ -121,7 +132,14 @@ class Source:
     fraction: float = 1.0
     """Share of the source's documents to use. A hash of the id selects them."""
 
+    @property
+    def paths(self) -> list[str]:
+        """The paths as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
 
+
+_HIVE_FOLDER = re.compile(r"([^=/]+)=([^/]*)")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _CONTENT_TYPES = {"text": "text/plain", "html": "text/html"}
 """`Document.content_type` for the formats whose records all have the same. A WARC record says it itself."""
 
@@ -171,6 +189,14 @@ def unit_hash(value: str, purpose: str) -> float:
     """
     digest = hashlib.blake2b(value.encode(), digest_size=8, person=purpose.encode()).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def partition_columns(source: Source, url: str) -> dict[str, str | None]:
+    """Return the columns that the folders `NAME=VALUE` in a file's path give it, if the source names them."""
+    folders = [folder for part in url.split("::")[::-1] for folder in part.split("/")[:-1]]
+    columns = {match[1]: unquote(match[2]) for folder in folders if (match := _HIVE_FOLDER.fullmatch(folder))}
+    named = set(column_paths(source))
+    return {name: None if value == _HIVE_NULL else value for name, value in columns.items() if name in named}
 
 
 def column_paths(source: Source) -> list[str]:

@@ -29,7 +29,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cluster.machine import num_parallel_tasks
-from cluster.paths import list_files_with_sizes
 from cluster.placement import TasksExecution
 from cluster.plain import from_plain, to_plain
 from cluster.user_program import load_function
@@ -57,9 +56,9 @@ from data.corpus.part_tasks import write_parts
 from data.corpus.parts import MAX_PARTS, PARTS_JSON, PartRecord, part_record, read_part_records
 from data.corpus.quarantine import QUARANTINE, write_quarantine
 from data.corpus.work import CorpusWork
-from data.document import Source
+from data.document import Source, partition_columns
 from data.sources.compression import is_compressed
-from data.sources.readers import check_sources, plan_ranges
+from data.sources.readers import check_paths, check_sources, plan_ranges, source_files
 from jobs.frame.artifact import RECORD, WORK, Artifact, start_change
 from jobs.frame.fields import list_of_choices
 from jobs.frame.kinds import CorpusSizes
@@ -120,6 +119,7 @@ def check(config: CorpusConfig) -> None:
         value = getattr(config.execution, name)
         if value is not None and value < 1:
             raise ValueError(f"execution.{name}: {value} must be at least 1; leave it unset for the default")
+    check_paths(config.sources)
     check_steps(config.steps)
     check_metadata(config.sources, config.steps)
     if config.mixture is not None:
@@ -321,16 +321,32 @@ def _stage_forgetting(config: CorpusConfig, context: Context, artifact: Artifact
 def _file_urls(artifact: Artifact, source: int) -> list[str]:
     """Return the URLs of a source's files in the order in which they were read: by archive, then by member.
 
-    `source` is the position of the source in the config. The URL of a file in an archive is `member::archive`.
+    `source` is the position of the source in the config. The URL of a file in an archive is `member::archive`. The
+    files of several paths are in the order of the paths.
     """
-    return sorted(artifact.record.sources[f"sources.{source}.path"], key=lambda url: url.split("::")[::-1])
+    field_path = f"sources.{source}.path"
+    by_path = artifact.record.sources
+    names = [field_path] if field_path in by_path else [name for name in by_path if name.startswith(f"{field_path}.")]
+    names.sort(key=lambda name: int(name.rpartition(".")[2]) if name != field_path else 0)
+    return [url for name in names for url in sorted(by_path[name], key=lambda url: url.split("::")[::-1])]
+
+
+def values_from_paths(config: CorpusConfig, urls: Mapping[str, Sequence[str]]) -> object:
+    """Return the columns that the paths of files give their documents: for each source and file, by the column's name.
+
+    Returns None if no source has such a column.
+    """
+    columns = {
+        field_path: [partition_columns(config.sources[int(field_path.split(".")[1])], url) for url in source_urls]
+        for field_path, source_urls in urls.items()
+        if field_path.startswith("sources.")
+    }
+    return columns if any(any(by_file) for by_file in columns.values()) else None
 
 
 def output_sizes(config: CorpusConfig, planned: PlannedInputs) -> CorpusSizes:
     """Estimate the size of the corpus from the size of its source files."""
-    num_bytes = _KEPT_TEXT * sum(
-        size or 0 for _, size in list_files_with_sizes([source.path for source in config.sources])
-    )
+    num_bytes = _KEPT_TEXT * sum(size or 0 for source in config.sources for _, size in source_files(source))
     return CorpusSizes(num_bytes=num_bytes, num_parts=max(1, math.ceil(num_bytes / (config.part_mib << 20))))
 
 
@@ -339,7 +355,7 @@ def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
 
     The time for reading and for each cleaning step is in proportion to the bytes of text.
     """
-    sizes = [(url, size or 0) for source in config.sources for url, size in list_files_with_sizes([source.path])]
+    sizes = [(url, size or 0) for source in config.sources for url, size in source_files(source)]
     num_mb = sum(size * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed(url) else 1) for url, size in sizes) / 1e6
     # The number of tasks is rounded down, because a worker that gets only a small last task saves almost no time.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
@@ -363,6 +379,7 @@ STAGE = Stage(
     output_sizes=output_sizes,
     check=check,
     check_sources=check_files_and_fairness,
+    values_from_paths=values_from_paths,
     workload=workload,
     report=report_corpus,
     forget=forget,

@@ -9,6 +9,7 @@ never stops the run and is never lost. A failing file system stops the run, beca
 import difflib
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -24,6 +25,7 @@ from data.document import (
     column_paths,
     column_value,
     document_from_record,
+    partition_columns,
     whole_file,
 )
 from data.sources.charset import detected_encoding, is_utf8_or_cut
@@ -72,9 +74,23 @@ def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
     """
     ranges: list[ReadRange] = []
     for source_index, source in enumerate(sources):
-        for url, num_bytes in list_files_with_sizes([source.path]):
+        for url, num_bytes in source_files(source):
             ranges += _split_file(source_index, source, url, num_bytes or 0, range_bytes)
     return ranges
+
+
+def source_files(source: Source) -> list[tuple[str, int | None]]:
+    """Return (URL, size in bytes) of the files of a source, in the order of its paths. An unknown size is None.
+
+    Raises ValueError if a path matches no file, or if two paths match the same file.
+    """
+    files = list_files_with_sizes(source.paths)
+    counts = Counter(url for url, _ in files)
+    if repeated := next((url for url, count in counts.items() if count > 1), None):
+        raise ValueError(
+            f"sources.{source.name}.path: two of the paths match {repeated}; change them so that each file is read once"
+        )
+    return files
 
 
 def _split_file(source_index: int, source: Source, url: str, num_bytes: int, range_bytes: int) -> list[ReadRange]:
@@ -111,8 +127,11 @@ def _can_start_within_file(source: Source, url: str) -> bool:
 def read_records(source: Source, read_range: ReadRange) -> Iterator[Document | Quarantined | SkippedRecord]:
     """Yield a `Document`, `Quarantined` or `SkippedRecord` for every record of the range, in the file's order."""
     last_offset: int | None = None
+    partition = partition_columns(source, read_range.url)
     try:
         for last_offset, record in READERS[source.format](source, read_range):
+            if partition and isinstance(record, dict):
+                record = partition | record
             yield _to_result(source, read_range.url, last_offset, record)
     except Exception as error:
         if not is_damage_error(error):
@@ -165,6 +184,15 @@ def check_sources(sources: list[Source]) -> None:
         check_source(source)
 
 
+def check_paths(sources: list[Source]) -> None:
+    """Raises ValueError if the path of a source is neither a text nor a list of different texts."""
+    for source in sources:
+        if not source.paths or not all(isinstance(path, str) and path for path in source.paths):
+            raise ValueError(f"sources.{source.name}.path: {source.path!r} must be a path or a list of paths")
+        if len(set(source.paths)) < len(source.paths):
+            raise ValueError(f"sources.{source.name}.path: {source.path!r} names a path twice; remove one of them")
+
+
 def check_source(source: Source) -> None:
     """Raises ValueError if fields contradict each other, if no file matches the path, or if a named column is missing.
 
@@ -172,8 +200,15 @@ def check_source(source: Source) -> None:
     """
     location = f"sources.{source.name}"
     _check_fields(location, source)
-    urls = [url for url, _ in list_files_with_sizes([source.path])]
+    urls = [url for url, _ in source_files(source)]
     if source.format in _FORMATS_WITHOUT_COLUMNS:
+        for column in source.metadata:
+            if lacking := next((url for url in urls if column not in partition_columns(source, url)), None):
+                kind = "an HTML" if source.format == "html" else "a text"
+                raise ValueError(
+                    f"{location}.metadata: {kind} file has no columns but those of folders NAME=VALUE in its path, and "
+                    f"{lacking} is in no folder {column}=…; remove the field or set another format"
+                )
         if source.format == "text" and (label := _likely_encoding(source, urls[0])):
             log.warning("%s: %s is not in UTF-8; set encoding: %s if that is right", location, urls[0], label)
         return
@@ -199,7 +234,7 @@ def _check_fields(location: str, source: Source) -> None:
     if not 0 < source.fraction <= 1:
         raise ValueError(f"{location}.fraction: {source.fraction} must be above 0 and at most 1")
     if source.format in _FORMATS_WITHOUT_COLUMNS:
-        ignored = {"text": source.text != "text", "id": source.id is not None, "metadata": bool(source.metadata)}
+        ignored = {"text": source.text != "text", "id": source.id is not None}
         for name in [name for name, is_set in ignored.items() if is_set]:
             kind = "an HTML" if source.format == "html" else "a text"
             raise ValueError(f"{location}.{name}: {kind} file has no columns; remove the field or set another format")
@@ -258,7 +293,8 @@ def _check_schema(location: str, source: Source, urls: list[str]) -> None:
                     f"are strings in {url}, which are always UTF-8 in Parquet; remove it"
                 )
             for column in column_paths(source):
-                if column not in names and column.partition(".")[0].rstrip("[]") not in names:
+                present = {*names, *partition_columns(source, url)}
+                if column not in present and column.partition(".")[0].rstrip("[]") not in present:
                     _raise_missing_column(location, column, [dict.fromkeys(names)], f"not in the schema of {url}")
             return
 
@@ -298,7 +334,7 @@ def _probe_file(source: Source, url: str, errors: list[str]) -> Iterator[dict[st
     try:
         for _, record in READERS[source.format](source, whole_file(0, url)):
             if isinstance(record, dict):
-                yield record
+                yield partition_columns(source, url) | record
             elif isinstance(record, BadRecord):
                 errors.append(str(record))
     except Exception as error:

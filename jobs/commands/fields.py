@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 import yaml
 
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import Meaning, accepted_kinds, user_fields, value_meaning
+from jobs.frame.fields import Meaning, accepted_kinds, field_types, user_fields, value_meaning
 from jobs.frame.pipeline_config import PipelineConfig
 from jobs.frame.stages import find_stage
 
@@ -101,7 +101,7 @@ def config_fields(
     described, because their docstrings are not repeated.
     """
     documented = set() if documented is None else documented
-    annotations = typing.get_type_hints(config_class)
+    annotations = field_types(config_class)
     docs = {} if config_class in documented else field_docs(config_class)
     documented.add(config_class)
     for field in user_fields(config_class):

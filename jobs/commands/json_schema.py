@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from cluster.storage import Storage
 from jobs.commands.fields import MEANING_TEXTS, default_value, find_config_class
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import accepted_kinds, is_list_of_choices, user_fields, value_meaning
+from jobs.frame.fields import accepted_kinds, field_types, is_list_of_choices, user_fields, value_meaning
 
 JsonSchema = dict[str, Any]
 
@@ -42,7 +42,7 @@ def json_schema(config_class: type, default: Any = None, *, is_choice: bool = Fa
     `config_class` are used. If `is_choice` is true, the mapping must set exactly one of the fields whose default is
     null (see `list_of_choices`).
     """
-    annotations, docs = typing.get_type_hints(config_class), field_docs(config_class)
+    annotations, docs = field_types(config_class), field_docs(config_class)
     fields = user_fields(config_class)
     properties: dict[str, JsonSchema] = {}
     for field in fields:

@@ -16,7 +16,7 @@ from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cluster.placement import Execution
-from jobs.frame.fields import user_fields
+from jobs.frame.fields import field_types, user_fields
 from jobs.frame.secrets import reject_secrets
 
 T = TypeVar("T")
@@ -144,7 +144,10 @@ def _check_shape(annotation: Any, value: Any, label: str, path: str) -> None:
     annotation = _without_null(annotation)
     if value is None or annotation is Any:
         return
-    required, actual = _shape_of_type(annotation), _shape_of_value(value)
+    actual = _shape_of_value(value)
+    if get_origin(annotation) is types.UnionType and actual in map(_shape_of_type, get_args(annotation)):
+        annotation = next(option for option in get_args(annotation) if _shape_of_type(option) == actual)
+    required = _shape_of_type(annotation)
     if actual != required:
         remedy = {"list": "[value]", "mapping": "{name: value}", "single value": "one value without brackets"}[required]
         if dataclasses.is_dataclass(annotation) and value in [field.name for field in dataclasses.fields(annotation)]:
@@ -161,7 +164,7 @@ def _check_fields(schema: type, values: Mapping[str, Any], label: str, prefix: s
 
     `prefix` is the path of `values` in the config, ending in a dot, or empty for the config itself.
     """
-    annotations = typing.get_type_hints(schema)
+    annotations = field_types(schema)
     names = [field.name for field in user_fields(schema)]
     for key, value in values.items():
         if key not in names:
@@ -184,7 +187,7 @@ def _check_items(item_type: Any, items: Mapping[str, Any] | list[Any], label: st
 
 def _without_null(annotation: Any) -> Any:
     """Return X for the annotation `X | None`, and any other annotation unchanged."""
-    if get_origin(annotation) in (types.UnionType, typing.Union):
+    if get_origin(annotation) in (types.UnionType, typing.Union) and types.NoneType in get_args(annotation):
         return next(option for option in get_args(annotation) if option is not types.NoneType)
     return annotation
 

@@ -7,6 +7,7 @@ name or user-provided code.
 """
 
 import dataclasses
+import typing
 from typing import Any, Literal
 
 from jobs.frame.kinds import Kind
@@ -72,6 +73,16 @@ def is_list_of_choices(field: dataclasses.Field[Any]) -> bool:
 def accepted_kinds(field: dataclasses.Field[Any]) -> tuple[Kind, ...]:
     """Return the kinds of artifacts that an input field accepts, or an empty tuple for a field that is not an input."""
     return field.metadata.get("kinds", ())
+
+
+def field_types(schema: type) -> dict[str, Any]:
+    """Return the type of each field of a config class.
+
+    The type is in the metadata of a field if omegaconf does not know it, such as `str | list[str]`. The annotation of
+    such a field is Any when the program runs.
+    """
+    annotations = typing.get_type_hints(schema)
+    return {field.name: field.metadata.get("type", annotations[field.name]) for field in dataclasses.fields(schema)}
 
 
 def value_meaning(field: dataclasses.Field[Any]) -> Meaning | None:

@@ -1,9 +1,9 @@
 """Jobs: a job is a stage with a config and inputs. The id of a job is the id of the artifact that the job makes.
 
-The id contains a hash of the stage, the config without `execution`, the content of the source files, and the ids of
-the inputs. A job is not run again if its artifact exists. The hash does not cover everything that can change the
-artifact: the documents that `raymill forget` removed, the precision that the value `auto` is resolved to on a machine,
-and the environment variables in `pipeline.yaml` are not part of it.
+The id contains a hash of the stage, the config without `execution`, the content of the source files, what the stage
+reads from their paths, and the ids of the inputs. A job is not run again if its artifact exists. The hash does not
+cover everything that can change the artifact: the documents that `raymill forget` removed, the precision that the value
+`auto` is resolved to on a machine, and the environment variables in `pipeline.yaml` are not part of it.
 """
 
 import hashlib
@@ -56,6 +56,8 @@ class Job:
             "functions": find_functions(self.config),  # `sources` identifies the files, but not which function is used
             "inputs": {path: planned_input.id for path, planned_input in sorted(self.planned.items())},
         }
+        if (values := self.stage.values_from_paths(self.config, self.source_urls)) is not None:
+            identity["paths"] = values
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return f"{self.name}-{digest[:12]}"
 

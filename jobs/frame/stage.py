@@ -75,6 +75,9 @@ class Stage:
     check_sources: Callable[[Any], None] = lambda config: None
     """Checks the source files that the config names. Raises ValueError for a missing column or a malformed record.
     Called only on machines that can read the files."""
+    values_from_paths: Callable[[Any, Mapping[str, Sequence[str]]], object] = lambda config, urls: None
+    """Returns what the stage reads from the paths of its source files, which are otherwise not part of the artifact's
+    id, or None. Gets the config and `Job.source_urls`."""
     check_planned_inputs: Callable[[Any, PlannedInputs], None] = lambda config, planned: None
     """Checks the config against the configs of its inputs, which may not be finished. Raises ValueError, for example
     when sequence_length exceeds the max_length of the model that an earlier stage will make."""

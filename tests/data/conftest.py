@@ -36,7 +36,7 @@ def find() -> Callable[..., Found]:
     """A function that reads all records of a source. It reads each file in ranges of `range_bytes` bytes."""
 
     def find(path: Any, format: Any, *, range_bytes: int = 1 << 20, **fields: Any) -> Found:
-        source = Source(name="s", path=str(path), format=format, **fields)
+        source = Source(name="s", path=path if isinstance(path, list) else str(path), format=format, **fields)
         return Found([record for piece in plan_ranges([source], range_bytes) for record in read_records(source, piece)])
 
     return find

@@ -107,6 +107,29 @@ def test_the_changed_corpus_equals_that_of_a_run_that_never_read_the_document(
     assert id.encode() not in b"".join(bytes_of(after).values())
 
 
+def test_documents_of_several_paths_and_of_folders_with_columns_are_forgotten(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    for name, year in (("a", "2025"), ("b", "[2024]")):
+        (tmp_path / f"year={year}").mkdir()
+        (tmp_path / f"{name}.jsonl").rename(tmp_path / f"year={year}" / "x.jsonl")
+    paths = f"['{tmp_path}/year=2025/*.jsonl', '{tmp_path}/year=[2024]/x.jsonl']"
+    corpus_yaml = (tmp_path / "corpus.yaml").read_text()
+    changed = corpus_yaml.replace(f"'{tmp_path}/*.jsonl'", paths).replace("id: id}", "id: id, metadata: [year]}")
+    (tmp_path / "corpus.yaml").write_text(changed)
+    store, other = Storage(str(tmp_path / "store")), Storage(str(tmp_path / "other"))
+    made = run_stages(path, store, "corpus")["corpus"]
+    folder = Path(made.storage.root) / "documents"
+    rows = [row for file in folder.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    years = {row["id"]: json.loads(row["metadata"])["year"] for row in rows}
+    assert years["s/d00"] == "2025" and years["s/d01"] == "[2024]"
+    assert [line.strip() for line in trace(store, "s/d01")][1].startswith("read from     s: x.jsonl (file 2 of 2)")
+    forget(store, ["s/n0"])
+    other.write_jsonl(FORGOTTEN, ["s/n0"])
+    fresh_run = run_stages(path, other, "corpus")["corpus"]
+    after = open_artifact(store / made.id)
+    assert after is not None and bytes_of(after) == bytes_of(fresh_run) and "s/n1" in kept_ids(after)
+
+
 def test_duplicates_stay_dropped_if_the_kept_document_cannot_be_read_again(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "store"))
     made = run_stages(write_project(tmp_path), store, "corpus")

@@ -87,6 +87,25 @@ def test_the_error_for_a_missing_field_names_the_field():
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    path: Any = field(metadata={"source": True, "type": str | list[str]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesConfig:
+    sources: list[Files]
+
+
+@pytest.mark.parametrize("path", ["a", ["a", "b"]])
+def test_a_field_may_take_one_value_or_a_list(path: Any):
+    assert build(FilesConfig, {"sources": [{"path": path}]}) == FilesConfig(sources=[Files(path=path)])
+    with pytest.raises(ValueError, match=r"sources\[0\]\.path: must be a single value, but is a mapping"):
+        build(FilesConfig, {"sources": [{"path": {"a": "b"}}]})
+    with pytest.raises(ValueError, match=r"sources\[0\]\.path is missing"):
+        build(FilesConfig, {"sources": [{}]})
+
+
 @pytest.mark.parametrize("override", ["sources=[a", "steps=${", "sources.0.path=y"])
 def test_the_error_for_an_override_that_cannot_be_merged_contains_the_override(override: str):
     text = message({"steps": 1, "sources": [{"path": "a"}]}, override)

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from data.document import Source
+from jobs.corpus import STAGE as CORPUS
+from jobs.corpus import CorpusConfig
 from jobs.frame.fields import input_artifact, source_files
 from jobs.frame.job import Job
 from jobs.frame.stage import Context, Stage
@@ -66,6 +69,18 @@ def test_the_content_of_a_source_file_changes_the_id_and_its_path_does_not(tmp_p
     (tmp_path / "other.txt").write_text("two")
     here, copied, other = (job(Config(text=str(tmp_path / name))).id for name in ("a.txt", "copy.txt", "other.txt"))
     assert here == copied != other
+
+
+def test_what_a_stage_reads_from_paths_changes_the_id_and_nothing_else_of_them_does(tmp_path: Path):
+    def id_of(folder: str, column: str) -> str:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "a.jsonl").write_text('{"text": "x"}')
+        source = Source(name="s", path=[f"{tmp_path}/{folder}/*.jsonl"], format="jsonl", metadata=[column])
+        return Job(CORPUS, "corpus", CorpusConfig(sources=[source]), {}).id
+
+    assert len({id_of(f"year={year}", "year") for year in (1, 2, 3)}) == 3
+    assert len({id_of(folder, "title") for folder in ("year=1", "year=2", "else")}) == 1
+    assert id_of("year=1", "year") == id_of("other/year=1", "year")
 
 
 def test_every_file_that_a_glob_matches_changes_the_id(tmp_path: Path):
