@@ -31,8 +31,11 @@ _MECAB_PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "me
 """The modules that sacrebleu's dictionary tokenizers need, which `pip install sacrebleu[ja]` or `[ko]` installs."""
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 """The tokenizers that sacrebleu has for single languages."""
+_MAX_GUESSED_CHARACTERS = 1 << 20
+"""Number of characters of the references by which their script is found."""
 _MAX_ACCENTED_SHARE = 0.005
-"""Largest share of letters with accents in English text. In German, Czech or Vietnamese it is 0.015 or more."""
+"""Largest share of letters with accents in English text. In the Universal Declaration it is 0 in English, 0.008 in
+Italian, 0.017 in German and above 0.02 in French, Spanish and Czech. Dutch, with 0.0001, is taken for English."""
 _MIN_KANA_SHARE = 0.05
 """Smallest share of kana among the letters of Japanese text."""
 _MAX_WORDS_BETWEEN_SPACES = 3
@@ -66,7 +69,7 @@ def choose_text_rules(references: Sequence[str], language: str | None) -> TextRu
     Without a language, letters without accents count as English, kana as Japanese, other ideographs as Chinese, and
     Hangul as Korean.
     """
-    text = " ".join(references)
+    text = " ".join(references)[:_MAX_GUESSED_CHARACTERS]
     if language is None:
         language = _guess_language(text)
     tokenizer = _TOKENIZERS.get(language) or _script_tokenizer(text)
@@ -97,7 +100,7 @@ def _script_tokenizer(text: str) -> str:
 
 
 def _count(pattern: str, text: str) -> int:
-    return len(regex.findall(pattern, text))
+    return sum(1 for _ in regex.finditer(pattern, text))
 
 
 def bleu(

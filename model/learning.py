@@ -31,7 +31,7 @@ class LearningConfig:
     """Largest allowed L2 norm of the gradient of all parameters. A larger gradient is scaled down to this norm."""
     kl_coefficient: float = 0.02
     """Coefficient of the KL divergence from the reference. ppo, rloo and reinforce++ subtract coefficient · KL from the
-    rewards, and grpo adds coefficient · KL to the loss. With 0 there is no reference."""
+    rewards (k1 in `model.kl`), and grpo adds coefficient · KL to the loss (`kl_loss`). With 0 there is no reference."""
     kl_loss: KLLoss = "k2"
     """How grpo estimates the KL divergence in the loss (`model.kl`). k2 has the gradient of KL(policy || reference),
     the divergence that the other algorithms subtract from the rewards. k3 is the estimate of the GRPO paper, which has
