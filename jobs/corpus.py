@@ -13,6 +13,7 @@ depend on the number and size of the tasks or on the number of workers.
                                document that is kept instead
     origins/                   the file and offset of each document, for `raymill trace` and `raymill forget`
     quarantine/*.jsonl         records that could not be read, with file, offset and reason
+    samples.json               samples of texts before and after each step that changed them
     parts.json                 digest and size of each part
     fairness.json              how often each step would remove sentences about each group of people
                                (`data/cleaning/fairness.py`)
@@ -32,9 +33,10 @@ from cluster.machine import num_parallel_tasks
 from cluster.placement import TasksExecution
 from cluster.plain import from_plain, to_plain
 from cluster.user_program import load_function
+from data.cleaning.changes import SAMPLES, merge_samples, read_samples, samples_without
 from data.cleaning.decontaminate import Decontaminate, check_files
 from data.cleaning.fairness import FAIRNESS, check_budget
-from data.cleaning.recipe import Step, check_metadata, check_steps, fairness_ledger, name_and_settings, pin_files
+from data.cleaning.recipe import Step, check_step_sources, check_steps, fairness_ledger, name_and_settings, pin_files
 from data.cleaning.user_step import UserStep, with_program
 from data.corpus.accounting import (
     CorpusSummary,
@@ -121,7 +123,7 @@ def check(config: CorpusConfig) -> None:
             raise ValueError(f"execution.{name}: {value} must be at least 1; leave it unset for the default")
     check_paths(config.sources)
     check_steps(config.steps)
-    check_metadata(config.sources, config.steps)
+    check_step_sources(config.sources, config.steps)
     if config.mixture is not None:
         _check_mixture(config.mixture, [source.name for source in config.sources])
     if config.fairness_budget is not None and not 0 <= config.fairness_budget < 1:
@@ -226,6 +228,7 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     check_not_empty(summary, f"{output.url}/{QUARANTINE}")
     output.write_json(PARTS_JSON, to_plain(records))
     output.write_json(FAIRNESS, to_plain(fairness.result() if fairness else ledger()))
+    output.write_json(SAMPLES, to_plain(merge_samples(result.samples for result in cleaned)))
     write_file_names(output, names)
     work.remove_folder()
     context.tracker.log(0, metrics(summary))
@@ -285,6 +288,8 @@ def forget(config: CorpusConfig, context: Context, artifact: Artifact) -> Corpus
         staged = from_plain(_Staged, folder.read_json(_STAGED_JSON))
     apply_changes(output, folder)
     output.write_json(PARTS_JSON, to_plain(staged.parts))
+    if output.exists(SAMPLES):  # a corpus of an earlier version has no samples
+        output.write_json(SAMPLES, to_plain(samples_without(read_samples(output), context.forgotten)))
     return staged.summary
 
 

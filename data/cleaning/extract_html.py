@@ -1,5 +1,7 @@
 """The step `extract_html`: extract the plain text of HTML pages with resiliparse (Bevendorff et al. 2018).
 
+The type of a document says whether it is HTML. Where it does not, `data/cleaning/markup.py` looks at the structure.
+
 Some small pages would take the parser minutes or gigabytes of memory. The step estimates this cost and drops the
 expensive pages. The cost has three causes:
 
@@ -15,6 +17,7 @@ example with end tags inside attributes, is not detected.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +25,12 @@ import numpy as np
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
+from data.cleaning.markup import is_html
 from data.cleaning.step import Outcome, check_at_least, is_above
 
-_TAG = re.compile(r"<(?:/?[a-zA-Z]|!--|!doctype)", re.IGNORECASE)
+_MARKUP = re.compile(r"<(?:/?[a-zA-Z]|!--|!doctype)|&(?:#[0-9]|#[xX][0-9a-fA-F]|[a-zA-Z])", re.IGNORECASE)
+"""A tag, a comment or a character reference."""
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
 _QUOTED = re.compile(r"""\"[^\"]*\"|'[^']*'""")
 _TAG_NAME = re.compile(r"/?[a-zA-Z]")
 """What follows a "<" that begins a tag. A comment and a "<" in the text are not tags."""
@@ -53,7 +59,10 @@ _NAME_BYTES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractHTML:
-    """Extract the text of HTML pages. A text without tags is kept unchanged. Null turns a maximum off."""
+    """Extract the text of HTML pages and fragments, and keep every other text unchanged. The pages of a crawl and of
+    sources of the format `html` are HTML. A text of the format `text` is not. Whether a text of another format is HTML
+    is decided by its structure: it is not if it is prose, code, a mail or a README in Markdown in which only some tags
+    occur. Null turns a maximum off."""
 
     main_content: bool = True
     """Leave out navigation, headers, footers and similar parts, which are recognized by heuristics."""
@@ -81,19 +90,23 @@ class ExtractHTML:
                 check_at_least(f"{field_path}.{name}", self.__dict__[name], 1)
 
 
-def extract_html(texts: list[str], settings: ExtractHTML) -> Outcome:
+def extract_html(texts: list[str], settings: ExtractHTML, content_types: Sequence[str] = ()) -> Outcome:
     """Extract the texts of pages. Drops pages without text and pages that are too expensive to parse.
 
-    Counts the extracted pages and the texts without tags, which are kept unchanged.
+    `content_types` has the `Document.content_type` of each text. Without it, the structure of each text decides whether
+    the text is HTML. Counts the extracted pages, and the texts that were kept unchanged: `no_markup` if they contain
+    nothing that only HTML has, and otherwise `plain_text`.
     """
-    counts = {"extract_html/extracted": 0, "extract_html/no_markup": 0}
+    counts = {"extract_html/extracted": 0, "extract_html/no_markup": 0, "extract_html/plain_text": 0}
     extracted: list[str] = []
     reasons: list[str | None] = []
     metadata: list[dict[str, Any]] = []
-    for html in texts:
+    for html, content_type in zip(texts, content_types or [""] * len(texts), strict=True):
         text, reason, page_metadata = html, None, {}
-        if not _TAG.search(html):
+        if not _MARKUP.search(html):
             counts["extract_html/no_markup"] += 1
+        elif content_type not in _HTML_TYPES and (content_type or not is_html(html)):
+            counts["extract_html/plain_text"] += 1
         elif (reason := _reason_not_to_parse(html, settings)) is None:
             text, reason, page_metadata = _extract(html, settings)
             counts["extract_html/extracted"] += reason is None

@@ -14,15 +14,24 @@ unchanged. So the filter makes a kind of text rarer in the corpus instead of rem
 selects the documents to keep, so every run selects the same ones.
 """
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from cluster.plain import from_plain, to_plain
 from data.cleaning.c4_quality import C4Quality, c4_quality
+from data.cleaning.changes import (
+    ChangedText,
+    ChangeSample,
+    SamplesByStep,
+    changed_characters,
+    select_samples,
+    sort_samples,
+)
 from data.cleaning.clean_lines import CleanLines, clean_lines
 from data.cleaning.decontaminate import Decontaminate, decontaminate, with_pinned_files
 from data.cleaning.duplicates import ExactDuplicates, NearDuplicates
@@ -36,17 +45,17 @@ from data.cleaning.length import Length, length
 from data.cleaning.redact_pii import RedactPII, redact_pii
 from data.cleaning.repair_unicode import RepairUnicode, repair_unicode
 from data.cleaning.repetition import Repetition, repetition
-from data.cleaning.step import Outcome, check_share, filter_outcome
+from data.cleaning.step import Outcome, check_share
 from data.cleaning.symbol_ratio import SymbolRatio, symbol_ratio
 from data.cleaning.toxicity import Toxicity, toxicity
-from data.cleaning.user_step import UserStep, user_step
+from data.cleaning.user_step import UserStep, function_name, user_step
 from data.document import Document, Source, unit_hash
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of the recipe. Exactly one field besides `keep` is set: its name is the name of the step, and its value
-    holds the step's settings."""
+    """One step of the recipe. Exactly one field besides `keep` and `for` is set: its name is the name of the step, and
+    its value holds the step's settings."""
 
     extract_html: ExtractHTML | None = None
     repair_unicode: RepairUnicode | None = None
@@ -67,6 +76,9 @@ class Step:
     near_duplicates: NearDuplicates | None = None
     keep: float = 0.0
     """Of the documents that this step would drop or change, the share that is kept anyway, with the text unchanged."""
+    for_sources: list[str] = field(default_factory=list, metadata={"key": "for"})
+    """Names of the sources whose documents the step is applied to. By default, it is applied to all sources. The steps
+    that compare documents cannot have it, because they compare the documents of all sources."""
 
 
 CORPUS_WIDE_STEPS = ("exact_duplicates", "near_duplicates")
@@ -100,7 +112,7 @@ def name_and_settings(step: Step, field_path: str = "steps") -> tuple[str, Any]:
 
     `field_path` is the item's position in the config, for the error message.
     """
-    names = [field.name for field in fields(Step) if field.name != "keep"]
+    names = [field.name for field in fields(Step) if field.name not in ("keep", "for_sources")]
     named_steps = [(name, value) for name in names if (value := step.__dict__[name]) is not None]
     if len(named_steps) != 1:
         listed = ", ".join(name for name, _ in named_steps) or "none"
@@ -124,6 +136,11 @@ def check_steps(steps: Sequence[Step]) -> None:
                 f"steps[{position}].keep: {name} is not a filter, so it cannot have `keep`; remove `keep` (the filters "
                 f"are {', '.join(FILTERS)})"
             )
+        if step.for_sources and name in CORPUS_WIDE_STEPS:
+            raise ValueError(
+                f"steps[{position}].for: {name} compares the documents of all sources with each other, so it cannot be "
+                "limited to some of them; remove `for`"
+            )
     corpus_wide = [name for name in names if name in CORPUS_WIDE_STEPS]
     are_last = names[len(names) - len(corpus_wide) :] == corpus_wide
     if corpus_wide not in ([], ["exact_duplicates"], list(CORPUS_WIDE_STEPS)) or not are_last:
@@ -133,16 +150,34 @@ def check_steps(steps: Sequence[Step]) -> None:
         )
 
 
-def check_metadata(sources: Sequence[Source], steps: Sequence[Step]) -> None:
-    """Raises ValueError if a source has a metadata column that the step `language` would overwrite."""
-    if any(name_and_settings(step)[0] == "language" for step in steps):
-        for source in sources:
-            overwritten = {"language", "language_score"} & set(source.metadata)
-            if overwritten:
-                raise ValueError(
-                    f"sources.{source.name}.metadata: the step `language` would overwrite the column "
-                    f"{min(overwritten)}; remove the column or the step"
-                )
+def check_step_sources(sources: Sequence[Source], steps: Sequence[Step]) -> None:
+    """Raises ValueError if a step is for a source that does not exist, or would overwrite a source's metadata."""
+    names = [source.name for source in sources]
+    for position, step in enumerate(steps):
+        for name in step.for_sources:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"sources: {', '.join(names)}"
+                raise ValueError(f"steps[{position}].for: {name!r} is not one of the sources; {hint}")
+        if name_and_settings(step)[0] == "language":
+            for source in sources:
+                overwritten = {"language", "language_score"} & set(source.metadata)
+                if overwritten and applies_to(step, source.name):
+                    raise ValueError(
+                        f"sources.{source.name}.metadata: the step `language` would overwrite the column "
+                        f"{min(overwritten)}; remove the column or the step"
+                    )
+
+
+def applies_to(step: Step, source: str) -> bool:
+    """Return whether the step is applied to the documents of this source."""
+    return not step.for_sources or source in step.for_sources
+
+
+def step_label(step: Step) -> str:
+    """Return the name of the step in counts and samples: its name in the config, or that of the user's function."""
+    name, settings = name_and_settings(step)
+    return function_name(settings) if isinstance(settings, UserStep) else name
 
 
 def near_duplicate_settings(steps: Sequence[Step]) -> NearDuplicates | None:
@@ -169,11 +204,15 @@ def pin_files(steps: Sequence[Step]) -> list[Step]:
 def ledger_steps(steps: Sequence[Step]) -> list[LedgerStep]:
     """Return the steps that the fairness ledger measures: all that look at one document at a time."""
     return [
-        LedgerStep(f"steps[{position}].{name}", partial(_run_step, name, settings), step.keep, name in FILTERS)
+        LedgerStep(f"steps[{position}].{name}", partial(_run_on_texts, name, settings), step.keep, name in FILTERS)
         for position, step in enumerate(steps)
         for name, settings in [name_and_settings(step)]
         if name not in CORPUS_WIDE_STEPS
     ]
+
+
+def _run_on_texts(name: str, settings: Any, texts: list[str]) -> Outcome:
+    return STEP_FUNCTIONS[name](texts, settings)
 
 
 def fairness_ledger(steps: Sequence[Step]) -> Sequence[FairnessRow]:
@@ -193,20 +232,6 @@ def _fairness_ledger(steps_json: str) -> Sequence[FairnessRow]:
     return build_ledger(ledger_steps(from_plain(list[Step], json.loads(steps_json))))
 
 
-def _run_step(name: str, settings: Any, texts: list[str]) -> Outcome:
-    return STEP_FUNCTIONS[name](texts, settings)
-
-
-def _run_step_on(name: str, settings: Any, documents: Sequence[Document]) -> Outcome:
-    """Return the outcome of a step for the texts of the documents."""
-    texts = [document.text for document in documents]
-    if name not in STEPS_BY_LANGUAGE:
-        return STEP_FUNCTIONS[name](texts, settings)
-    languages = [document.metadata.get("language") for document in documents]
-    # A column of the source may have the same name and values of another type.
-    return STEP_FUNCTIONS[name](texts, settings, [code if isinstance(code, str) else None for code in languages])
-
-
 class CleaningResult(NamedTuple):
     """The result of `clean`."""
 
@@ -216,8 +241,23 @@ class CleaningResult(NamedTuple):
     """The dropped documents, as they were before the step that dropped them, and the reason: `STEP/RULE`, or
     `empty` for an empty text."""
     counts: Mapping[str, int]
-    """How often each kind of change was made. The keys are `STEP/CHANGE`, or `FUNCTION/documents` for a user-provided
-    step. `STEP/kept_anyway` is the number of documents that were kept because of the step's `keep`."""
+    """How often each kind of change was made. The keys are `STEP/CHANGE`, where STEP is the `step_label`. Every step
+    that changes texts has `STEP/documents`, the number of changed documents, and `STEP/characters`, the number of
+    changed characters (`changed_characters`). `STEP/kept_anyway` is the number of documents that were kept because of
+    the step's `keep`."""
+    samples: SamplesByStep
+    """Samples of the texts that each step changed."""
+
+
+class _StepResult(NamedTuple):
+    """The result of one step."""
+
+    documents: list[Document | None]
+    """For each document the document after the step, or None if it was dropped."""
+    dropped: list[tuple[Document, str]]
+    counts: Mapping[str, int]
+    changed: list[ChangedText]
+    """The texts that the step changed, without those of dropped documents."""
 
 
 def clean(documents: Sequence[Document], steps: Sequence[Step]) -> CleaningResult:
@@ -225,39 +265,82 @@ def clean(documents: Sequence[Document], steps: Sequence[Step]) -> CleaningResul
     kept = list(documents)
     dropped: list[tuple[Document, str]] = []
     counts: Counter[str] = Counter()
-    recipe = [(*name_and_settings(step), step.keep) for step in steps]
-    for position, (name, settings, keep) in enumerate([*recipe, ("not_empty", None, 0.0)]):
-        if name in CORPUS_WIDE_STEPS or not kept:
+    samples: dict[str, list[ChangeSample]] = {}
+    for position, step in enumerate(steps):
+        name, label = name_and_settings(step)[0], step_label(step)
+        concerned = [document for document in kept if applies_to(step, document.source)]
+        if name in CORPUS_WIDE_STEPS or not concerned:
             continue
-        outcome = _run_step_on(name, settings, kept)
-        counts.update(outcome.counts)
-        kept_by_step: list[Document] = []
-        restored: list[Document] = []
-        metadata = outcome.metadata or [{}] * len(kept)
-        for document, text, reason, added in zip(kept, outcome.texts, outcome.reasons, metadata, strict=True):
-            if (reason or text != document.text) and unit_hash(f"{position}:{document.id}", "keep") < keep:
-                restored.append(document)
-                text, reason = document.text, None
-            if reason is None:
-                kept_by_step.append(_updated(document, text, added))
-            else:
-                dropped.append((document, reason))
-        if restored:
-            counts[f"{name}/kept_anyway"] += len(restored)
-            # The step's counts include its changes to these texts, but `keep` has just undone those changes.
-            counts.subtract(_run_step_on(name, settings, restored).counts)
-        kept = kept_by_step
-    return CleaningResult(kept, dropped, counts)
+        result = _apply_step(step, position, concerned)
+        dropped += result.dropped
+        counts.update(result.counts)
+        if result.changed:
+            counts[f"{label}/documents"] += len(result.changed)
+            counts[f"{label}/characters"] += sum(
+                changed_characters(document.text, after) for document, after in result.changed
+            )
+            step_samples = select_samples(
+                result.changed, partial(_redacted, steps=steps), show_before=name != "redact_pii"
+            )
+            samples[label] = sort_samples([*samples.get(label, []), *step_samples])
+        results = iter(result.documents)
+        after_step = (next(results) if applies_to(step, document.source) else document for document in kept)
+        kept = [document for document in after_step if document is not None]
+    empty = [document for document in kept if not document.text.strip()]
+    dropped += [(document, "empty") for document in empty]
+    return CleaningResult([document for document in kept if document.text.strip()], dropped, counts, samples)
+
+
+def _apply_step(step: Step, position: int, documents: Sequence[Document]) -> _StepResult:
+    """Apply the step to documents. `position` is its position in the recipe."""
+    name, settings = name_and_settings(step)
+    outcome = _run_step(name, settings, documents)
+    counts = Counter(outcome.counts)
+    after_step: list[Document | None] = []
+    dropped: list[tuple[Document, str]] = []
+    changed: list[ChangedText] = []
+    restored: list[Document] = []
+    metadata = outcome.metadata or [{}] * len(documents)
+    for document, text, reason, added in zip(documents, outcome.texts, outcome.reasons, metadata, strict=True):
+        if (reason or text != document.text) and unit_hash(f"{position}:{document.id}", "keep") < step.keep:
+            restored.append(document)
+            text, reason = document.text, None
+        if reason is not None:
+            dropped.append((document, reason))
+        elif text != document.text:
+            changed.append(ChangedText(document, text))
+        after_step.append(_updated(document, text, added) if reason is None else None)
+    if restored:
+        # The step's counts include its changes to these texts, but `keep` has just undone those changes.
+        counts.subtract(_run_step(name, settings, restored).counts)
+        counts[f"{step_label(step)}/kept_anyway"] += len(restored)
+    return _StepResult(after_step, dropped, counts, changed)
+
+
+def _run_step(name: str, settings: Any, documents: Sequence[Document]) -> Outcome:
+    """Return the outcome of a step that looks at one document at a time."""
+    texts = [document.text for document in documents]
+    if isinstance(settings, ExtractHTML):
+        return extract_html(texts, settings, [document.content_type for document in documents])
+    if name not in STEPS_BY_LANGUAGE:
+        return STEP_FUNCTIONS[name](texts, settings)
+    languages = [document.metadata.get("language") for document in documents]
+    # A column of the source may have the same name and values of another type.
+    return STEP_FUNCTIONS[name](texts, settings, [code if isinstance(code, str) else None for code in languages])
+
+
+def _redacted(text: str, source: str, steps: Sequence[Step]) -> str:
+    """Return the text as the recipe's steps `redact_pii` for this source leave it."""
+    for step in steps:
+        if step.redact_pii is not None and applies_to(step, source):
+            (text,) = redact_pii([text], step.redact_pii).texts
+    return text
 
 
 def _updated(document: Document, text: str, metadata: Mapping[str, Any]) -> Document:
     if metadata:
         return replace(document, text=text, metadata={**document.metadata, **metadata})
     return document if text == document.text else replace(document, text=text)
-
-
-def not_empty(texts: list[str], settings: None) -> Outcome:
-    return filter_outcome(texts, lambda text: None if text.strip() else "empty")
 
 
 STEP_FUNCTIONS: dict[str, Callable[..., Outcome]] = {
@@ -276,7 +359,5 @@ STEP_FUNCTIONS: dict[str, Callable[..., Outcome]] = {
     "redact_pii": redact_pii,
     "decontaminate": decontaminate,
     "user_step": user_step,
-    "not_empty": not_empty,
 }
-"""The function of every step that looks at one document at a time, by the step's name in the config. The function
-`not_empty` is not in the config: `clean` always runs it after the last step."""
+"""The function of every step that looks at one document at a time, by the step's name in the config."""

@@ -19,8 +19,8 @@ class Outcome(NamedTuple):
     reasons: list[str | None]
     """For each text the reason why it is dropped, as `STEP/RULE`, or None if it is kept."""
     counts: Mapping[str, int] = {}
-    """How often the step made each kind of change. The keys are `STEP/CHANGE`, or `FUNCTION/documents` for a
-    user-provided step."""
+    """How often the step made each kind of change. The keys are `STEP/CHANGE`. The changed documents and characters are
+    not among them: `data.cleaning.recipe.clean` counts them for every step."""
     metadata: list[dict[str, Any]] | None = None
     """For each text the entries that the step adds to the document's metadata. None if the step adds nothing."""
 

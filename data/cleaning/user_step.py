@@ -46,13 +46,17 @@ def with_program(settings: UserStep, program: Program) -> UserStep:
 
 
 def user_step(texts: list[str], settings: UserStep) -> Outcome:
-    """Apply the user-provided function. Counts the changed documents as `FUNCTION/documents`."""
-    name = settings.function.rpartition(":")[2]
+    """Apply the user-provided function."""
+    name = function_name(settings)
     results = _call_all(_load_function(settings.function, tuple(sorted(settings.sources.items()))), texts)
     reasons = [_drop_reason(name, result) for result in results]
     kept = [result if isinstance(result, str) else text for text, result in zip(texts, results, strict=True)]
-    num_changed = sum(before != after for before, after in zip(texts, kept, strict=True))
-    return Outcome(kept, reasons, {f"{name}/documents": num_changed})
+    return Outcome(kept, reasons)
+
+
+def function_name(settings: UserStep) -> str:
+    """Return the name of the user-provided function."""
+    return settings.function.rpartition(":")[2]
 
 
 def _drop_reason(name: str, result: Any) -> str | None:

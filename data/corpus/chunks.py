@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cluster.storage import Storage
 from data.chunk_files import read_table, write_tables
+from data.cleaning.changes import SamplesByStep
 from data.cleaning.recipe import Step, clean
 from data.corpus.exact_duplicates import mark_equal_texts, sort_and_deduplicate, text_key
 from data.corpus.rows import ROW_SCHEMA, Row, to_table
@@ -39,6 +40,8 @@ class CleanRows(NamedTuple):
     """One row for every document, kept or dropped."""
     num_changes: Mapping[str, int]
     """How often cleaning steps made each kind of change (`data.cleaning.recipe.CleaningResult.counts`)."""
+    samples: SamplesByStep
+    """Samples of the texts that each step changed."""
 
 
 def part_of_text(key: bytes, num_parts: int) -> int:
@@ -66,7 +69,7 @@ def clean_rows(
     for document, reason in [*cleaned.dropped, *((document, "fraction") for document in not_chosen)]:
         part_number = int(unit_hash(document.id, "bucket") * num_parts)  # a dropped document may be in any part
         rows.append(PartRow(part_number, _identity_row(document, files)._replace(reason=reason)))
-    return CleanRows(rows, cleaned.counts)
+    return CleanRows(rows, cleaned.counts, cleaned.samples)
 
 
 def _identity_row(document: Document, files: Mapping[str, int]) -> Row:

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from cluster.plain import to_plain
 from cluster.tasks import run_tasks
+from data.cleaning.changes import ChangeSample, SamplesByStep, merge_samples
 from data.corpus.accounting import SourceCounts
 from data.corpus.chunks import ChunkWriter, PartRow, clean_rows
 from data.corpus.origins import FileNumbers
@@ -63,6 +64,8 @@ class CleanedRanges:
     """Name of the file with its quarantined records. None if all records could be read."""
     counts: dict[str, SourceCounts]
     """Counts for each source. The keys are the names of the sources."""
+    samples: dict[str, dict[str, list[ChangeSample]]]
+    """Samples of the texts that each step changed (`data.cleaning.changes.SamplesBySource`)."""
 
 
 def estimate_text_bytes(sources: Sequence[Source], ranges: Sequence[ReadRange]) -> int:
@@ -114,6 +117,7 @@ def clean_ranges(task: CleaningTask, *, work: CorpusWork) -> CleanedRanges:
     name = f"quarantine/{key}.jsonl"
     quarantine: BinaryIO | None = None
     counts: dict[str, SourceCounts] = {}
+    samples: dict[str, dict[str, list[ChangeSample]]] = {}
     with ExitStack() as open_files:
         for batch in _batches(task, work.sources):
             if bad := [record for record in batch.records if isinstance(record, Quarantined)]:
@@ -121,8 +125,9 @@ def clean_ranges(task: CleaningTask, *, work: CorpusWork) -> CleanedRanges:
                 quarantine.writelines(quarantine_lines(bad))
             cleaned = _clean_batch(batch, work)
             counts[batch.source.name] = counts.get(batch.source.name, SourceCounts()) + cleaned.counts
+            samples = merge_samples([samples, {batch.source.name: cleaned.samples}])
             chunks.add(cleaned.rows)
-    return CleanedRanges(chunks.close(), name if quarantine else None, counts)
+    return CleanedRanges(chunks.close(), name if quarantine else None, counts, samples)
 
 
 class _Batch(NamedTuple):
@@ -135,10 +140,11 @@ class _Batch(NamedTuple):
 
 
 class _CleanedBatch(NamedTuple):
-    """The rows of a batch's documents, and the counts that cannot be computed from the rows."""
+    """The rows of a batch's documents, the counts that cannot be computed from the rows, and samples of changes."""
 
     rows: list[PartRow]
     counts: SourceCounts
+    samples: SamplesByStep
 
 
 def _clean_batch(batch: _Batch, work: CorpusWork) -> _CleanedBatch:
@@ -158,7 +164,7 @@ def _clean_batch(batch: _Batch, work: CorpusWork) -> _CleanedBatch:
         dropped={"forgotten": len(documents) - len(not_forgotten)},
         changed=dict(cleaned.num_changes),
     )
-    return _CleanedBatch(cleaned.rows, counts)
+    return _CleanedBatch(cleaned.rows, counts, cleaned.samples)
 
 
 def _batches(task: CleaningTask, sources: Sequence[Source]) -> Iterator[_Batch]:

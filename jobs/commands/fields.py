@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 import yaml
 
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import Meaning, accepted_kinds, field_types, user_fields, value_meaning
+from jobs.frame.fields import Meaning, accepted_kinds, config_key, field_types, user_fields, value_meaning
 from jobs.frame.pipeline_config import PipelineConfig
 from jobs.frame.stages import find_stage
 
@@ -105,7 +105,7 @@ def config_fields(
     docs = {} if config_class in documented else field_docs(config_class)
     documented.add(config_class)
     for field in user_fields(config_class):
-        path, annotation = f"{prefix}{field.name}", annotations[field.name]
+        path, annotation = f"{prefix}{config_key(field)}", annotations[field.name]
         value = default_value(field) if default is None else getattr(default, field.name)
         nested = nested_dataclass(annotation)
         is_group = nested is not None and not nested.path_suffix and dataclasses.is_dataclass(value)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from cluster.storage import Storage
 from jobs.commands.fields import MEANING_TEXTS, default_value, find_config_class
 from jobs.frame.field_docs import class_doc, field_docs
-from jobs.frame.fields import accepted_kinds, field_types, is_list_of_choices, user_fields, value_meaning
+from jobs.frame.fields import accepted_kinds, config_key, field_types, is_list_of_choices, user_fields, value_meaning
 
 JsonSchema = dict[str, Any]
 
@@ -50,14 +50,16 @@ def json_schema(config_class: type, default: Any = None, *, is_choice: bool = Fa
         annotation = annotations[field.name]
         if is_choice and value is None:
             annotation = _without_null(annotation)
-        properties[field.name] = _property(field, annotation, value, docs.get(field.name, ""))
+        properties[config_key(field)] = _property(field, annotation, value, docs.get(field.name, ""))
     schema: JsonSchema = {"type": "object", "additionalProperties": False, "properties": properties}
     if doc := class_doc(config_class):
         schema["description"] = doc
-    if required := [field.name for field in fields if default is None and default_value(field) is dataclasses.MISSING]:
+    if required := [
+        config_key(field) for field in fields if default is None and default_value(field) is dataclasses.MISSING
+    ]:
         schema["required"] = required
     if is_choice:
-        schema["oneOf"] = [{"required": [field.name]} for field in fields if default_value(field) is None]
+        schema["oneOf"] = [{"required": [config_key(field)]} for field in fields if default_value(field) is None]
     return schema
 
 

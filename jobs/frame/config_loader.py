@@ -16,7 +16,7 @@ from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from cluster.placement import Execution
-from jobs.frame.fields import field_types, user_fields
+from jobs.frame.fields import config_key, field_types, user_fields
 from jobs.frame.secrets import reject_secrets
 
 T = TypeVar("T")
@@ -165,11 +165,11 @@ def _check_fields(schema: type, values: Mapping[str, Any], label: str, prefix: s
     `prefix` is the path of `values` in the config, ending in a dot, or empty for the config itself.
     """
     annotations = field_types(schema)
-    names = [field.name for field in user_fields(schema)]
+    fields = {config_key(field): field for field in user_fields(schema)}
     for key, value in values.items():
-        if key not in names:
-            raise ValueError(f"{label}: {prefix}{key} is not a field; {_suggest_name(str(key), names, prefix)}")
-        _check_shape(annotations[key], value, label, f"{prefix}{key}")
+        if key not in fields:
+            raise ValueError(f"{label}: {prefix}{key} is not a field; {_suggest_name(str(key), list(fields), prefix)}")
+        _check_shape(annotations[fields[key].name], value, label, f"{prefix}{key}")
 
 
 def _check_items(item_type: Any, items: Mapping[str, Any] | list[Any], label: str, path: str) -> None:
@@ -229,7 +229,7 @@ def _to_object(schema: type[T], plain: Mapping[str, Any], label: str, prefix: st
     `prefix` is the path of `plain` in the config, ending in a dot, or empty for the config itself.
     """
     try:
-        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _by_field_name(schema, plain)))
     except MissingMandatoryValue as error:
         name = f"{prefix}{error.full_key or error.key}"
         raise ValueError(f"{label}: {name} is missing and has no default; add it") from error
@@ -237,3 +237,18 @@ def _to_object(schema: type[T], plain: Mapping[str, Any], label: str, prefix: st
         message = str(error.msg or error).splitlines()[0]
         raise ValueError(f"{label}: {prefix}{error.full_key or error.key}: {message}") from error
     return typing.cast(T, built)
+
+
+def _by_field_name(annotation: Any, value: Any) -> Any:
+    """Return a plain value of a type with the keys of YAML (`config_key`) replaced by the names of the fields."""
+    annotation = _without_null(annotation)
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(annotation):
+        types_by_name = typing.get_type_hints(annotation)
+        names = {config_key(field): field.name for field in dataclasses.fields(annotation)}
+        return {names[key]: _by_field_name(types_by_name[names[key]], item) for key, item in value.items()}
+    item_type = _item_type(annotation)
+    if item_type is None or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _by_field_name(item_type, item) for key, item in value.items()}
+    return [_by_field_name(item_type, item) for item in value]

@@ -100,3 +100,8 @@ def user_fields(schema: type) -> list[dataclasses.Field[Any]]:
     The other fields are marked `internal` in their metadata. Raymill sets the internal fields when a run starts.
     """
     return [field for field in dataclasses.fields(schema) if "internal" not in field.metadata]
+
+
+def config_key(field: dataclasses.Field[Any]) -> str:
+    """Return the key of the field in YAML. It differs from the field's name if that would be a keyword of Python."""
+    return field.metadata.get("key", field.name)

@@ -4,10 +4,11 @@ For each cleaning step, the fairness ledger shows how often the step removes neu
 group of people (`data/cleaning/fairness.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 
 from cluster.plain import from_plain
+from data.cleaning.changes import SAMPLES, ChangeSample, read_samples
 from data.cleaning.fairness import FAIRNESS, FairnessRow
 from data.corpus.accounting import CorpusSummary
 from jobs.frame.artifact import Artifact
@@ -50,7 +51,7 @@ def report_corpus(artifact: Artifact) -> ReportPart:
             share_bar(outcomes),
             by_source,
             _other_records(summary),
-            _changes(summary),
+            _changes(artifact, summary),
             _fairness(artifact),
         ),
         facts=[f"{format_bytes(summary.bytes)} of text"],
@@ -67,18 +68,52 @@ def _other_records(summary: CorpusSummary) -> Html | None:
     return element("p", text + ", ".join(f"{kind} {count:,}" for kind, count in kinds) + ".", class_="note")
 
 
-def _changes(summary: CorpusSummary) -> Html | None:
-    """Return a line that says how often each change was made to the texts, or None if no text was changed."""
-    total: dict[str, int] = {}
-    for counts in summary.sources.values():
-        for change, count in counts.changed.items():
-            total[change] = total.get(change, 0) + count
-    if not total:
+def _changes(artifact: Artifact, summary: CorpusSummary) -> Html | None:
+    """Return how many documents and characters each step changed in each source, and folded samples of the changes.
+
+    Returns None if no text was changed.
+    """
+    rows = [
+        [element("b", source), readable_name(step), *_step_counts(step, counts.changed)]
+        for source, counts in summary.sources.items()
+        for step in dict.fromkeys(name.partition("/")[0] for name in counts.changed)
+    ]
+    if not rows:
         return None
-    changes = ", ".join(
-        f"{readable_name(change)} {count:,}" for change, count in sorted(total.items(), key=lambda item: -item[1])
+    samples = read_samples(artifact.storage) if artifact.storage.exists(SAMPLES) else {}
+    drawn = [
+        _change_sample(source, step, sample)
+        for source, by_step in samples.items()
+        for step, step_samples in by_step.items()
+        for sample in step_samples
+    ]
+    header = ["source", "step", "documents changed", "characters changed", "kinds"]
+    summary_line = element("summary", f"Show {len(drawn)} texts before and after a step")
+    return element(
+        "div",
+        element("p", "What cleaning steps changed in the texts, besides dropping some:", class_="note"),
+        table(header, rows, numeric=[2, 3]),
+        element("details", summary_line, element("div", drawn, class_="samples")) if drawn else None,
     )
-    return element("p", f"Changes that cleaning steps made to kept texts: {changes}.", class_="note")
+
+
+def _step_counts(step: str, changed: Mapping[str, int]) -> list[str]:
+    """Return the cells with the numbers of documents and characters that a step changed, and with its other counts."""
+    counts = {name.partition("/")[2]: count for name, count in changed.items() if name.partition("/")[0] == step}
+    documents, characters = counts.pop("documents", 0), counts.pop("characters", 0)
+    kinds = sorted(counts.items(), key=lambda item: -item[1])
+    return [f"{documents:,}", f"{characters:,}", ", ".join(f"{readable_name(kind)} {count:,}" for kind, count in kinds)]
+
+
+def _change_sample(source: str, step: str, sample: ChangeSample) -> Html:
+    """Return an excerpt of a document before and after a step."""
+    before = element("i", "not shown") if sample.before is None else sample.before
+    excerpts = [
+        element("div", element("small", label), element("p", text), class_="answer")
+        for label, text in (("before", before), ("after", sample.after))
+    ]
+    head = element("p", f"{readable_name(step)}, {source}, ", element("code", sample.id), class_="note")
+    return element("div", head, element("div", excerpts, class_="answers"), class_="sample")
 
 
 def _fairness(artifact: Artifact) -> Html:

@@ -29,7 +29,7 @@ def test_the_example_drops_and_changes_texts_and_the_artifact_id_depends_on_its_
     job = pipeline.jobs["corpus"]
     artifact = run_job(job, store, wandb_group="test")
     assert artifact.summary["dropped"] == {"user_step/no_shouting": 1}
-    assert artifact.summary["sources"]["texts"]["changed"] == {"no_shouting/documents": 1}
+    assert artifact.summary["sources"]["texts"]["changed"] == {"no_shouting/characters": 2, "no_shouting/documents": 1}
     with artifact.storage.open("documents/part-00000.parquet") as file:
         assert sorted(pq.read_table(file)["text"].to_pylist()) == ["Good morning.", "Hello!"]
     (tmp_path / "marks.py").write_text('EXCLAMATION_MARKS = r"!{3,}"')

@@ -105,7 +105,14 @@ def test_every_record_is_accounted_for(tmp_path: Path) -> None:
     assert web.dropped["exact_duplicates"] + book.dropped.get("exact_duplicates", 0) == 7
     assert book.dropped["length/min_bytes"] == 1
     assert sum(number for reason, number in book.dropped.items() if reason.startswith("repetition/")) == 1
-    assert book.changed == {"redact_pii/email": 1, "repair_unicode/documents": 1}
+    assert book.changed == {
+        "redact_pii/characters": 11,
+        "redact_pii/documents": 1,
+        "redact_pii/email": 1,
+        "repair_unicode/characters": 2,
+        "repair_unicode/documents": 1,
+        "repair_unicode/mojibake": 1,
+    }
     documents, drops = rows(tmp_path / "out", "documents"), rows(tmp_path / "out", "drops")
     assert len(documents) == summary.documents and len(drops) == sum(summary.dropped.values())
     assert len(documents) + len(drops) + 6 == summary.read == 65

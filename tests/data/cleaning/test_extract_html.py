@@ -1,4 +1,4 @@
-"""What the step `extract_html` extracts, which texts it does not change, and pages that are expensive to parse."""
+"""What the step `extract_html` extracts from pages, which texts it does not change, and expensive pages."""
 
 import re
 import time
@@ -7,6 +7,13 @@ import pytest
 from resiliparse.extract.html2text import extract_plain_text
 
 from data.cleaning.extract_html import ExtractHTML, extract_html
+from data.cleaning.step import Outcome
+
+
+def extract(pages: list[str], settings: ExtractHTML) -> Outcome:
+    """Extract the texts of documents that are HTML by their type."""
+    return extract_html(pages, settings, ["text/html"] * len(pages))
+
 
 PAGE = """<!DOCTYPE html><html><head><title> A  page
 &amp; more </title><style>p {}</style><script>var a = "<p>no</p>";</script></head><body>
@@ -17,41 +24,123 @@ PAGE = """<!DOCTYPE html><html><head><title> A  page
 
 
 def test_the_main_text_is_extracted_and_the_title_is_kept() -> None:
-    outcome = extract_html([PAGE], ExtractHTML())
+    outcome = extract([PAGE], ExtractHTML())
     (text,) = outcome.texts
     assert text.split() == ["Heading", "First", "bold", "words.", "See", "there."]
     assert outcome.metadata == [{"title": "A page & more"}]
     assert outcome.reasons == [None]
-    assert outcome.counts == {"extract_html/extracted": 1, "extract_html/no_markup": 0}
+    assert outcome.counts == {"extract_html/extracted": 1, "extract_html/no_markup": 0, "extract_html/plain_text": 0}
 
 
 def test_each_setting_has_its_effect() -> None:
-    whole = extract_html([PAGE], ExtractHTML(main_content=False)).texts[0]
+    whole = extract([PAGE], ExtractHTML(main_content=False)).texts[0]
     assert "Home" in whole and "Imprint" in whole
-    assert "a cat" in extract_html([PAGE], ExtractHTML(alt_texts=True)).texts[0]
-    assert "https://example.org/x" in extract_html([PAGE], ExtractHTML(links=True)).texts[0]
+    assert "a cat" in extract([PAGE], ExtractHTML(alt_texts=True)).texts[0]
+    assert "https://example.org/x" in extract([PAGE], ExtractHTML(links=True)).texts[0]
     assert "• item" in whole
-    assert "•" not in extract_html([PAGE], ExtractHTML(main_content=False, list_bullets=False)).texts[0]
-    assert extract_html([PAGE], ExtractHTML(title=False)).metadata == [{}]
+    assert "•" not in extract([PAGE], ExtractHTML(main_content=False, list_bullets=False)).texts[0]
+    assert extract([PAGE], ExtractHTML(title=False)).metadata == [{}]
 
 
 def test_the_text_is_that_of_resiliparse() -> None:
     pages = [PAGE, "<p>a<p>b", "<div>" * 90 + "x", "<table><tr><td>1<td>2</table>", "a <br> b", "<p>a</p>" * 2000]
-    texts = extract_html(pages, ExtractHTML(alt_texts=True)).texts
+    texts = extract(pages, ExtractHTML(alt_texts=True)).texts
     assert texts == [extract_plain_text(page, main_content=True) for page in pages]
 
 
 def test_a_text_without_tags_is_not_changed() -> None:
-    texts = ["a < b & c > d\n\n  kept as it is &amp;", "i<3 you", "", "x <- y"]
-    outcome = extract_html(texts, ExtractHTML())
-    assert outcome.texts == texts
-    assert outcome.reasons == [None] * 4
-    assert outcome.counts == {"extract_html/extracted": 0, "extract_html/no_markup": 4}
+    texts = ["a < b\n\n  kept as it is", "i<3 you", "", "x <- y"]
+    for content_types in ((), ["text/html"] * 4, ["text/plain"] * 4):
+        outcome = extract_html(texts, ExtractHTML(), content_types)
+        assert outcome.texts == texts
+        assert outcome.reasons == [None] * 4
+        assert set(outcome.counts.values()) == {0, 4} and outcome.counts["extract_html/no_markup"] == 4
+
+
+def test_a_page_without_tags_is_a_page_by_its_type() -> None:
+    assert extract(["caf&eacute;  &amp; bar"], ExtractHTML()).texts == ["café & bar"]
+
+
+PLAIN_TEXTS = {
+    "prose": "A loop ends if a<b, and it goes on if c>d.",
+    "C++": "#include <vector>\n#include <map>\n\nstd::map<int, std::vector<p>> m;",
+    "generics": "List<Address> a = new ArrayList<Address>(); Optional<Body> b; Vec<Link> l; Map<A,B<S>> m;",
+    "one generic": "vector<p> x",
+    "a mail": "On Monday, Ann <ann@host.org> wrote:\n> Use <b>bold</b> here.\n\n<https://host.org/a>\n",
+    "a log": "2024-01-01 ERROR <main> failed: a<b && c>d\n2024-01-01 INFO <b> done",
+    "a chat": "<alice> hi\n<b> hello\n<i> bye",
+    "a manual of HTML": "The <p> tag begins a paragraph and <br> breaks a line. Use <ul> for lists.",
+    "an example in prose": "To print bold, write <b>text</b>, or <i>text</i>.",
+    "keys": "Press <kbd>Ctrl</kbd>+<kbd>C</kbd> to copy.",
+    "usage": "usage: cp <source> <dir> <output>",
+    "XML": "<config>\n  <table name='x'/>\n  <item>1</item>\n</config>",
+    "a feed": "<?xml version='1.0'?><feed><title>x</title><entry><id>1</id><link/></entry></feed>",
+    "Markdown": '<p align="center"><img src="a.png"></p>\n\n# Name\n\nText\n<br>\n\n```\n<p>a</p>\n```\n<p>end</p>',
+    "a patch": "diff --git a/x.html b/x.html\n@@ -1,2 +1,2 @@\n-<p>old</p>\n+<p>new</p>\n",
+    "a page in JSON": '{"desc": "<p>One</p><p>Two</p>"}',
+    "a template": "def page(name):\n    return f'<p>{name}</p>'\n\nprint(page('x'))\nprint(1)\n",
+    "a page that is shown": "```html\n<!DOCTYPE html><html><body><p>x</p></body></html>\n```\n",
+    "a heart": "<3 <3 <3",
+    "Chinese prose": "如果 a<b，那么用 <p> 标签。\n下一行在这里。",
+}
+
+
+@pytest.mark.parametrize("text", PLAIN_TEXTS.values(), ids=PLAIN_TEXTS.keys())
+def test_a_text_that_is_no_page_is_not_changed(text: str) -> None:
+    outcome = extract_html([text], ExtractHTML())
+    assert (outcome.texts, outcome.reasons) == ([text], [None])
+    assert outcome.counts["extract_html/extracted"] == 0
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<p>Hello <b>world</b></p>",
+        "<div><p>Hello</p><p>world</p></div>",
+        "\ufeff<?xml version='1.0'?>\n<!-- a --><!DOCTYPE html PUBLIC '-//W3C'><html xmlns='x'><p>Hello<p>world",
+        "<!DOCTYPE html><html><body><h1># Hello</h1>\n```\nworld\n```</body></html>",
+        "<body><p>Hello world</p><script>if (a<b) {}</script>",
+        'Hello.<p>See the <a href="http://x" rel="nofollow">world</a>',
+        "Hello<br>big<br/>world",
+        "Hello.<br />\n<br />\nMore.<br />\nworld",
+        "<h1>Hello</h1>\nSome text\nand more\n<p>para</p>\n<ul><li>a<li>world</ul>",
+        "<p>Hello if a < b then</p><p>world</p>",
+        "<table><tr><td>Hello<td>world</table>",
+        "<p>你好</p><p>Hello world</p>",
+    ],
+)
+def test_a_fragment_is_extracted_whatever_its_format(page: str) -> None:
+    outcome = extract_html([page], ExtractHTML(main_content=False))
+    assert outcome.counts["extract_html/extracted"] == 1
+    (text,) = outcome.texts
+    assert "Hello" in text and "world" in text
+    assert not re.search("</|<p|<br|<li|<h1", text)
+
+
+def test_plain_text_by_type_is_never_parsed_and_a_page_by_type_always_is() -> None:
+    fragment, prose = "<p>Hello</p><p>world</p>", "The <br> tag breaks a line."
+    outcome = extract_html([fragment, prose], ExtractHTML(), ["text/plain", "application/xhtml+xml"])
+    assert outcome.texts[0] == fragment and "<br>" not in outcome.texts[1]
+    assert outcome.counts == {"extract_html/extracted": 1, "extract_html/no_markup": 0, "extract_html/plain_text": 1}
+
+
+def test_the_test_of_the_structure_takes_linear_time() -> None:
+    texts = [
+        "<p" + " a" * 200_000,
+        "<!--" * 100_000,
+        "<script>" * 50_000,
+        "<p a='" * 50_000,
+        "<b>" * 100_000 + "x",
+        "<" * 200_000,
+    ]
+    start = time.process_time()
+    assert extract_html(texts, ExtractHTML()).counts["extract_html/extracted"] == 0
+    assert time.process_time() - start < 4
 
 
 def test_a_page_without_text_is_dropped() -> None:
     pages = ["<html><script>a()</script></html>", "<p> </p>", "<!-- only a comment -->", "<!--" * 40_000]
-    outcome = extract_html(pages, ExtractHTML())
+    outcome = extract(pages, ExtractHTML())
     assert outcome.texts == pages
     assert outcome.reasons == ["extract_html/no_text"] * 4
     assert outcome.counts["extract_html/extracted"] == 0
@@ -59,9 +148,9 @@ def test_a_page_without_text_is_dropped() -> None:
 
 def test_the_size_is_counted_in_bytes() -> None:
     page = "<p>éé</p>"  # 9 characters, 11 bytes
-    assert extract_html([page], ExtractHTML(max_bytes=11)).reasons == [None]
-    assert extract_html([page], ExtractHTML(max_bytes=10)).reasons == ["extract_html/max_bytes"]
-    assert extract_html([page], ExtractHTML(max_bytes=8)).reasons == ["extract_html/max_bytes"]
+    assert extract([page], ExtractHTML(max_bytes=11)).reasons == [None]
+    assert extract([page], ExtractHTML(max_bytes=10)).reasons == ["extract_html/max_bytes"]
+    assert extract([page], ExtractHTML(max_bytes=8)).reasons == ["extract_html/max_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +176,7 @@ def test_the_size_is_counted_in_bytes() -> None:
 )
 def test_a_page_that_is_expensive_to_parse_is_dropped_quickly(page: str, reason: str) -> None:
     start = time.process_time()
-    outcome = extract_html([page], ExtractHTML())
+    outcome = extract([page], ExtractHTML())
     assert outcome.reasons == [f"extract_html/{reason}"]
     assert outcome.texts == [page]
     assert time.process_time() - start < 2  # Parsing one of these pages takes from ten seconds to hours.
@@ -103,7 +192,7 @@ def test_large_ordinary_pages_are_kept() -> None:
         "nested": "<div>" * 100 + "text<br>" * 2000,
         "deep but small": "<div>" * 1500 + "text",
     }
-    outcome = extract_html(list(pages.values()), ExtractHTML())
+    outcome = extract(list(pages.values()), ExtractHTML())
     assert dict(zip(pages, outcome.reasons, strict=True)) == dict.fromkeys(pages, None)
 
 
@@ -112,19 +201,19 @@ def test_words_that_are_not_in_a_tag_are_not_counted_as_attributes() -> None:
     pages = [f"{words}<p>text</p>", f"<p>text</p><!-- {words}--><p>text</p>", f"<p>1 < 2 {words}</p>"]
     urls = " ".join(f"https://example.org/?a={n}&b={n}&c={n}" for n in range(3_000))
     pages.append(f"<p>text</p><div data-props='{urls}'>more text</div>")
-    assert extract_html(pages, ExtractHTML(main_content=False)).reasons == [None] * 4
+    assert extract(pages, ExtractHTML(main_content=False)).reasons == [None] * 4
 
 
 def test_without_a_maximum_of_reopened_elements_pages_with_many_open_tags_are_still_dropped() -> None:
     page = "<b>" * 30_000 + "x"
-    assert extract_html([page], ExtractHTML(max_reopened=None)).reasons == ["extract_html/too_many_open_tags"]
+    assert extract([page], ExtractHTML(max_reopened=None)).reasons == ["extract_html/too_many_open_tags"]
 
 
 def test_deeply_nested_pages_are_kept() -> None:
     for name in ("span", "ul", "blockquote", "svg"):
         page = f"<{name}>" * 20_000 + "x"
         settings = ExtractHTML(main_content=name == "span")
-        assert extract_html([page], settings).reasons in ([None], ["extract_html/no_text"])
+        assert extract([page], settings).reasons in ([None], ["extract_html/no_text"])
 
 
 def test_the_error_names_the_wrong_setting() -> None:

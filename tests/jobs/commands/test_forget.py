@@ -13,6 +13,7 @@ import jobs.commands.forget
 import jobs.corpus
 from cluster.plain import to_plain
 from cluster.storage import Storage
+from data.cleaning.changes import SAMPLES, read_samples
 from data.document import unit_hash
 from jobs.commands.forget import forget
 from jobs.commands.trace import trace
@@ -73,7 +74,11 @@ def kept_ids(corpus: Artifact) -> set[str]:
 
 
 def bytes_of(artifact: Artifact) -> dict[str, bytes]:
-    skipped = (RECORD, "metrics.jsonl")
+    """Return the content of the files that `forget` leaves as a run without the document would have written them.
+
+    No other sample takes the place of a forgotten one in samples.json.
+    """
+    skipped = (RECORD, "metrics.jsonl", SAMPLES)
     return {name: artifact.storage.read_bytes(name) for name in artifact.storage.files() if name not in skipped}
 
 
@@ -104,7 +109,16 @@ def test_the_changed_corpus_equals_that_of_a_run_that_never_read_the_document(
     assert bytes_of(after) == bytes_of(fresh_run["corpus"])
     assert summary_of(after) == summary_of(fresh_run["corpus"])
     assert after.digest == fresh_run["corpus"].digest
-    assert id.encode() not in b"".join(bytes_of(after).values())
+    assert id.encode() not in b"".join(bytes_of(after).values()) + after.storage.read_bytes(SAMPLES)
+
+
+def test_the_samples_of_a_forgotten_document_are_removed_and_the_others_stay(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path / "store"))
+    corpus = run_stages(write_project(tmp_path), store, "corpus")["corpus"]
+    samples = read_samples(corpus.storage)["s"]["redact_pii"]
+    assert len(samples) == 3
+    forget(store, [samples[1].id])
+    assert read_samples(corpus.storage)["s"]["redact_pii"] == [samples[0], samples[2]]
 
 
 def test_documents_of_several_paths_and_of_folders_with_columns_are_forgotten(tmp_path: Path) -> None:

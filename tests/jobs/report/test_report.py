@@ -111,10 +111,13 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
     return [corpus, vocabulary, shards, pretrain, sft, reward, rlhf, evaluate, compress, serve]
 
 
+CHANGED = {"repair_unicode/documents": 12, "repair_unicode/characters": 3456, "redact_pii/email": 31}
+
+
 def fake_corpus(store: Storage) -> Artifact:
     counts = {"read": 4000, "quarantined": 2, "bytes_read": 9_000_000, "kept": 3600, "bytes": 8_000_000}
     dropped = {"length/too_short": 180, "repetition": 78, "exact_duplicates": 140}
-    source = {**counts, "dropped": dropped, "changed": {"repair_unicode": 12, "redact_pii/email": 31}}
+    source = {**counts, "dropped": dropped, "changed": CHANGED}
     corpus = write_artifact(
         store,
         "corpus",
@@ -138,6 +141,8 @@ def fake_corpus(store: Storage) -> Artifact:
         },
     )
     (store / corpus.id).write_json("fairness.json", LEDGER)
+    samples = {"repair_unicode": [["news/1", "naÃ¯ve", HOSTILE]], "redact_pii": [["news/2", None, "to [EMAIL]"]]}
+    (store / corpus.id).write_json("samples.json", {"news": samples})
     return corpus
 
 
@@ -482,6 +487,15 @@ def test_the_ledger_shows_which_groups_a_step_removes(artifacts: list[Artifact])
     assert folded.split("straight")[1].startswith("sexuality1.0% 0.5% to 1.5%1.0%+0.0%")
 
 
+def test_the_corpus_shows_what_each_step_changed_with_samples(artifacts: list[Artifact]) -> None:
+    text = Page(render(artifacts)).text
+    assert "documents changed" in text and text.count("repair unicode123,456") == 4  # once for each source
+    assert "redact pii00email 31" in text
+    folded = text.split("Show 2 texts before and after a step")[1]
+    assert f"repair unicode, news, news/1beforenaÃ¯veafter{HOSTILE}" in folded
+    assert "redact pii, news, news/2beforenot shownafterto [EMAIL]" in folded
+
+
 def test_the_change_of_variety_is_left_out_if_there_was_no_variety_before(artifacts: list[Artifact]) -> None:
     (evaluation,) = [artifact for artifact in artifacts if artifact.stage == "evaluate"]
     assert "is 0.95 times that of sft" in Page(render([evaluation])).text
@@ -495,7 +509,8 @@ def test_the_change_of_variety_is_left_out_if_there_was_no_variety_before(artifa
 def test_text_of_documents_and_models_is_escaped(artifacts: list[Artifact]) -> None:
     page = Page(render(artifacts))
     assert "script" not in page.tags
-    assert page.text.count(HOSTILE) == 5  # the name of a source, the name of a group (twice), a prompt and a completion
+    # The name of a source (three times) and of a group (twice), a sample, a prompt and a completion.
+    assert page.text.count(HOSTILE) == 8
 
 
 def test_the_page_loads_nothing_from_the_network(artifacts: list[Artifact]) -> None:
