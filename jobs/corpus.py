@@ -35,7 +35,7 @@ from cluster.plain import from_plain, to_plain
 from cluster.user_program import load_function
 from data.cleaning.changes import SAMPLES, merge_samples, read_samples, samples_without
 from data.cleaning.decontaminate import Decontaminate, check_files
-from data.cleaning.fairness import FAIRNESS, check_budget
+from data.cleaning.fairness import FAIRNESS, Ledger, check_budget
 from data.cleaning.recipe import Step, check_step_sources, check_steps, fairness_ledger, name_and_settings, pin_files
 from data.cleaning.user_step import UserStep, with_program
 from data.corpus.accounting import (
@@ -52,6 +52,7 @@ from data.corpus.cleaning_tasks import (
     plan_cleaning_tasks,
     run_cleaning_tasks,
 )
+from data.corpus.collapses import describe, find_collapses
 from data.corpus.forget import Corpus, apply_changes, stage_changes
 from data.corpus.origins import names_by_source, number_files, write_file_names
 from data.corpus.part_tasks import write_parts
@@ -225,14 +226,25 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     # Zero counts for every source, so that the summary also has the sources without a record.
     zero = {source.name: SourceCounts() for source in config.sources}
     summary = summarize(sum_by_source([zero, *(result.counts for result in cleaned)]), records, parts.mixture_shares)
+    summary = replace(summary, collapses=find_collapses(summary.sources, config.steps))
     check_not_empty(summary, f"{output.url}/{QUARANTINE}")
     output.write_json(PARTS_JSON, to_plain(records))
-    output.write_json(FAIRNESS, to_plain(fairness.result() if fairness else ledger()))
+    judged = fairness.result() if fairness else ledger()
+    output.write_json(FAIRNESS, to_plain(judged))
     output.write_json(SAMPLES, to_plain(merge_samples(result.samples for result in cleaned)))
     write_file_names(output, names)
     work.remove_folder()
     context.tracker.log(0, metrics(summary))
+    _log_warnings(summary, judged)
     return summary
+
+
+def _log_warnings(summary: CorpusSummary, ledger: Ledger) -> None:
+    """Log the sources that collapsed, and what the fairness ledger says nothing about. The report shows both too."""
+    for collapse in summary.collapses:
+        log.warning("corpus: %s", describe(collapse))
+    for sentence in ledger.not_judged:
+        log.warning("corpus: fairness ledger: %s", sentence)
 
 
 def metrics(summary: CorpusSummary) -> dict[str, float]:
@@ -320,7 +332,8 @@ def _stage_forgetting(config: CorpusConfig, context: Context, artifact: Artifact
     records = {record.name: record for record in read_part_records(context.output)}
     records |= {record.name: record for record in map(part_record, changes.parts)}
     parts = list(records.values())
-    return _Staged(parts, summary_without_forgotten(summary, changes.num_forgotten, parts))
+    remaining = summary_without_forgotten(summary, changes.num_forgotten, parts)
+    return _Staged(parts, replace(remaining, collapses=find_collapses(remaining.sources, config.steps)))
 
 
 def _file_urls(artifact: Artifact, source: int) -> list[str]:

@@ -15,7 +15,8 @@ Every rate has a 95 % confidence interval: Wilson's score interval (1927) for a 
 Newcombe's interval (1998, method 10), which combines two Wilson intervals, for an excess. Both assume that the
 sentences are independent samples of what can be said neutrally about a group. The sentences are few, in English, and
 written by Raymill's authors. A rate of 0 therefore says that a step keeps these sentences. It does not say that the
-step is fair in another language or genre.
+step is fair in another language or genre. `Ledger.not_judged` lists what the ledger says nothing about: the languages
+that the recipe keeps besides English, and the steps that remove most of the sentences anyway.
 """
 
 import math
@@ -28,7 +29,10 @@ from data.cleaning.fairness_sentences import NO_GROUP, Form, probe_texts
 from data.cleaning.step import Outcome
 
 FAIRNESS = "fairness.json"
-"""Name of the file of a corpus artifact that contains the ledger, as a list of `FairnessRow`s."""
+"""Name of the file of a corpus artifact that contains the ledger (`Ledger`)."""
+
+LANGUAGE = "en"
+"""Language of the ledger's sentences."""
 
 _FORMS: tuple[Form, ...] = ("sentence", "paragraph")
 
@@ -51,6 +55,10 @@ class LedgerStep(NamedTuple):
     """Value of the step's `keep`: of the documents that the step would drop, the share that is kept anyway."""
     can_keep: bool = True
     """Whether the config allows a `keep` for this step."""
+    kept_languages: Sequence[str] = ()
+    """Languages to which the step reduces the corpus. Empty for a step that keeps texts in any language."""
+    is_for_all: bool = True
+    """Whether the step is applied to all sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,25 +92,69 @@ class FairnessRow:
     excess_high: float
     """Upper end of the 95 % interval of `excess`."""
     judged: bool
-    """Whether the excess says something about the group. False if the step removes most of the reference texts in both
-    forms."""
+    """Whether an excess of 0 says something about the group. False if the step removes most of the reference texts in
+    both forms."""
     keep: float
     """Value of the step's `keep`."""
     can_keep: bool
     """Whether the config allows a `keep` for this step."""
 
 
-def build_ledger(steps: Sequence[LedgerStep]) -> list[FairnessRow]:
-    """Return a row for every pair of step and group, in the order of the steps."""
-    return [row for step in steps for row in _rows(step)]
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """The content of fairness.json."""
+
+    language: str = LANGUAGE
+    """Language of the sentences."""
+    rows: list[FairnessRow]
+    """A row for every pair of step and group, in the order of the steps."""
+    not_judged: list[str]
+    """Sentences about what the ledger says nothing about."""
+    judges_nothing: bool = False
+    """Whether the ledger says nothing at all about the corpus: no kept text is in the language of the sentences, or
+    every step removes most of the sentences."""
 
 
-def check_budget(rows: Sequence[FairnessRow], budget: float) -> None:
+def build_ledger(steps: Sequence[LedgerStep]) -> Ledger:
+    """Apply the steps to the sentences, and return how often each of them removes mentions of each group."""
+    rows = [row for step in steps for row in _rows(step)]
+    not_judged = [note for step in steps for note in _language_notes(step)]
+    for step in steps:
+        unjudged = [row for row in rows if row.step == step.name and not row.judged]
+        if unjudged:
+            axes = ", ".join(dict.fromkeys(row.axis for row in unjudged))
+            share = max(row.reference_removed for row in unjudged)
+            not_judged.append(
+                f"{step.name} removes {share:.0%} of the sentences even without a mention, so it is not judged ({axes})"
+            )
+    limits = [step.kept_languages for step in steps if step.is_for_all and step.kept_languages]
+    judges_nothing = any(LANGUAGE not in kept for kept in limits) or bool(rows) and not any(row.judged for row in rows)
+    return Ledger(rows=rows, not_judged=not_judged, judges_nothing=judges_nothing)
+
+
+def _language_notes(step: LedgerStep) -> Iterator[str]:
+    """Yield a sentence if the step keeps languages that the ledger's sentences are not in."""
+    if others := [code for code in step.kept_languages if code != LANGUAGE]:
+        named = ", ".join(others)
+        kept = "keeps" if LANGUAGE in step.kept_languages else f"removes texts in {LANGUAGE} and keeps"
+        yield f"{step.name} {kept} {named}: nothing is judged in {named}, because the sentences are in {LANGUAGE}"
+
+
+def check_budget(ledger: Ledger, budget: float) -> None:
     """Raises ValueError if a step's excess for a group is above `budget`, which is a share between 0 and 1.
 
     An excess whose interval contains 0 is ignored, because among hundreds of rows some exceed a small budget by chance.
+    A row that is not judged breaks the budget like any other, because its excess is real. Without an excess, however,
+    it says nothing. So a budget for a ledger that judges nothing would be ignored, and is an error too.
     """
-    breaches = sorted((row for row in rows if row.excess > budget and row.excess_low > 0), key=lambda row: -row.excess)
+    if ledger.judges_nothing:
+        raise ValueError(
+            f"fairness_budget: {budget:.1%} cannot be checked, because the fairness ledger judges nothing in this "
+            f"recipe: {'; '.join(ledger.not_judged)}. Set fairness_budget to null, or change these steps"
+        )
+    breaches = sorted(
+        (row for row in ledger.rows if row.excess > budget and row.excess_low > 0), key=lambda row: -row.excess
+    )
     if not breaches:
         return
     worst = breaches[0]

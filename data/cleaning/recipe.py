@@ -36,7 +36,7 @@ from data.cleaning.clean_lines import CleanLines, clean_lines
 from data.cleaning.decontaminate import Decontaminate, decontaminate, with_pinned_files
 from data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from data.cleaning.extract_html import ExtractHTML, extract_html
-from data.cleaning.fairness import FairnessRow, LedgerStep, build_ledger
+from data.cleaning.fairness import Ledger, LedgerStep, build_ledger
 from data.cleaning.fineweb_quality import FineWebQuality, fineweb_quality
 from data.cleaning.gibberish import Gibberish, gibberish
 from data.cleaning.gopher_quality import GopherQuality, gopher_quality
@@ -204,7 +204,14 @@ def pin_files(steps: Sequence[Step]) -> list[Step]:
 def ledger_steps(steps: Sequence[Step]) -> list[LedgerStep]:
     """Return the steps that the fairness ledger measures: all that look at one document at a time."""
     return [
-        LedgerStep(f"steps[{position}].{name}", partial(_run_on_texts, name, settings), step.keep, name in FILTERS)
+        LedgerStep(
+            name=f"steps[{position}].{name}",
+            run=partial(_run_on_texts, name, settings),
+            keep=step.keep,
+            can_keep=name in FILTERS,
+            kept_languages=settings.keep if isinstance(settings, Language) and not step.keep else (),
+            is_for_all=not step.for_sources,
+        )
         for position, step in enumerate(steps)
         for name, settings in [name_and_settings(step)]
         if name not in CORPUS_WIDE_STEPS
@@ -215,7 +222,7 @@ def _run_on_texts(name: str, settings: Any, texts: list[str]) -> Outcome:
     return STEP_FUNCTIONS[name](texts, settings)
 
 
-def fairness_ledger(steps: Sequence[Step]) -> Sequence[FairnessRow]:
+def fairness_ledger(steps: Sequence[Step]) -> Ledger:
     """Return the fairness ledger of a recipe: how often each step removes mentions of each group of people.
 
     `data/cleaning/fairness.py` explains the ledger.
@@ -224,7 +231,7 @@ def fairness_ledger(steps: Sequence[Step]) -> Sequence[FairnessRow]:
 
 
 @lru_cache(maxsize=4)
-def _fairness_ledger(steps_json: str) -> Sequence[FairnessRow]:
+def _fairness_ledger(steps_json: str) -> Ledger:
     """Return the ledger of the steps, which are given as JSON so that they can be a cache key.
 
     Building a ledger takes seconds, and both the check of the fairness budget and the run after it need the ledger.

@@ -54,6 +54,19 @@ class SourceCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Collapse:
+    """A source of which one step dropped nearly all documents that reached the step (`collapses.py`)."""
+
+    source: str
+    step: str
+    """Name of the step, or `empty` if the steps left no text."""
+    reached: int
+    """Number of the source's documents that the steps before this one kept."""
+    dropped: int
+    """Number of these documents that the step dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
     """The summary of a corpus in artifact.json. Its counts are sums over all sources; see `SourceCounts`."""
 
@@ -74,6 +87,8 @@ class CorpusSummary:
     mixture: dict[str, float]
     """Share of each source's documents that the mixture keeps. Empty without a mixture."""
     other_kinds: dict[str, int] = field(default_factory=dict)
+    collapses: list[Collapse] = field(default_factory=list)
+    """The sources of which one step dropped nearly everything."""
 
 
 def sum_by_source(counts: Iterable[Mapping[str, SourceCounts]]) -> dict[str, SourceCounts]:

@@ -9,8 +9,9 @@ from itertools import groupby, islice
 
 from cluster.plain import from_plain
 from data.cleaning.changes import SAMPLES, ChangeSample, read_samples
-from data.cleaning.fairness import FAIRNESS, FairnessRow
+from data.cleaning.fairness import FAIRNESS, FairnessRow, Ledger
 from data.corpus.accounting import CorpusSummary
+from data.corpus.collapses import describe
 from jobs.frame.artifact import Artifact
 from jobs.report.charts import share_bar
 from jobs.report.page import Html, element, format_bytes, join, section, table
@@ -50,12 +51,21 @@ def report_corpus(artifact: Artifact) -> ReportPart:
             introduction,
             share_bar(outcomes),
             by_source,
+            _collapses(summary),
             _other_records(summary),
             _changes(artifact, summary),
             _fairness(artifact),
         ),
         facts=[f"{format_bytes(summary.bytes)} of text"],
     )
+
+
+def _collapses(summary: CorpusSummary) -> Html | None:
+    """Return a list of the sources of which one step dropped nearly everything. None if there are none."""
+    if not summary.collapses:
+        return None
+    items = [element("li", element("b", "Alarm: "), describe(collapse), ".") for collapse in summary.collapses]
+    return element("ul", items)
 
 
 def _other_records(summary: CorpusSummary) -> Html | None:
@@ -122,8 +132,8 @@ def _fairness(artifact: Artifact) -> Html:
     Rows that are not `judged` are left out of the first table, because their step removes most of the sentences even
     without a mention.
     """
-    ledger = [from_plain(FairnessRow, row) for row in artifact.storage.read_json(FAIRNESS)]
-    unjudged = sorted({row.step for row in ledger if not row.judged})
+    content = from_plain(Ledger, artifact.storage.read_json(FAIRNESS))
+    ledger = content.rows
     harmed = sorted((row for row in ledger if row.excess > 0 and row.judged), key=lambda row: (row.step, -row.excess))
     shown = [row for _, rows in groupby(harmed, key=lambda row: row.step) for row in islice(rows, _MAX_GROUPS_PER_STEP)]
     introduction = (
@@ -134,11 +144,7 @@ def _fairness(artifact: Artifact) -> Html:
             if harmed
             else "No step has an excess above 0 for any group."
         )
-        + (
-            f" Not counted, because they remove most of these sentences even without a mention: {', '.join(unjudged)}."
-            if unjudged
-            else ""
-        )
+        + " The sentences are in English, so the ledger says nothing about texts in other languages."
     )
     rows = [
         [
@@ -153,7 +159,12 @@ def _fairness(artifact: Artifact) -> Html:
     ]
     header = ["step", "group", "kind of group", "removed", "95 % interval", "removed without the mention"]
     largest = table(header, rows, numeric=[3, 5]) if rows else None
-    return element("div", element("p", introduction, class_="note"), largest, _all_rows(ledger) if ledger else None)
+    verdict = element("b", "The ledger judges nothing in this corpus. ") if content.judges_nothing else None
+    not_judged = (
+        element("p", verdict, "; ".join(content.not_judged), ".", class_="note") if content.not_judged else None
+    )
+    all_rows = _all_rows(ledger) if ledger else None
+    return element("div", element("p", introduction, class_="note"), not_judged, largest, all_rows)
 
 
 def _all_rows(ledger: Sequence[FairnessRow]) -> Html:

@@ -465,3 +465,71 @@ def test_many_equal_texts_give_the_same_parts_for_any_chunks(tmp_path: Path, mon
     )
     again = run(build(CorpusConfig, values), tmp_path / "again")
     assert again == summary and contents(tmp_path / "again") == contents(tmp_path / "out")
+
+
+def chats_with_one_system_prompt(folder: Path) -> dict[str, Any]:
+    """Thirty chats that begin with one long system prompt, beside prose and files that are no HTML."""
+    prompt = " ".join(f"You are a helpful assistant and follow rule number {n}." for n in range(100))
+    chats = [f"{prompt}\nuser: question {n}\nassistant: answer {n}" for n in range(30)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in chats))
+    subjects = ("mat", "roof", "lake", "moon", "hill", "road")
+    prose = [f"Story {n} of {subject}: if a<b then naÃ¯ve {n}." for n in range(40) for subject in subjects]
+    (folder / "prose.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in prose))
+    sources = [{"name": name, "path": f"{folder}/{name}.jsonl", "format": "jsonl"} for name in ("chats", "prose")]
+    steps = [
+        {"extract_html": {}},
+        {"repair_unicode": {}, "for": ["prose"]},
+        {"exact_duplicates": {}},
+        {"near_duplicates": {}},
+    ]
+    return {"sources": sources, "steps": steps, "execution": {"workers": 0}}
+
+
+def test_a_source_that_a_step_takes_nearly_whole_is_named_in_the_log_and_the_summary(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = run(build(CorpusConfig, chats_with_one_system_prompt(tmp_path)), tmp_path / "out")
+    (collapse,) = [collapse for collapse in summary.collapses if collapse.source == "chats"]
+    assert (collapse.step, collapse.reached, collapse.dropped) == ("near_duplicates", 30, 29)
+    (message,) = [record.message for record in caplog.records if "of chats that reach it" in record.message]
+    assert "near_duplicates drops 29 of the 30 documents of chats" in message and "system prompt" in message
+
+
+def test_samples_do_not_depend_on_batches_and_a_step_for_a_source_changes_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build(CorpusConfig, chats_with_one_system_prompt(tmp_path))
+    summary = run(config, tmp_path / "one")
+    prose = summary.sources["prose"]
+    assert prose.changed["repair_unicode/documents"] == prose.read == 240
+    assert prose.changed["repair_unicode/characters"] == 480 and prose.changed["extract_html/plain_text"] == 240
+    assert "repair_unicode/documents" not in summary.sources["chats"].changed
+    monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_RECORDS", 7)
+    run(config, tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    samples = Storage(str(tmp_path / "one")).read_json("samples.json")
+    assert list(samples["prose"]) == ["repair_unicode"] and not samples.get("chats")
+    for document_id, before, after in samples["prose"]["repair_unicode"]:
+        assert document_id.startswith("prose/") and before.replace("Ã¯", "ï") == after
+
+
+def test_a_recipe_for_another_language_says_that_the_ledger_judged_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。"
+    (tmp_path / "a.txt").write_text(text)
+    values = {
+        "sources": [{"name": "a", "path": f"{tmp_path}/a.txt", "format": "text"}],
+        "steps": [{"language": {"keep": ["zh"], "min_score": 0.3}}, {"repair_unicode": {}}],
+        "execution": {"workers": 0},
+    }
+    run(build(CorpusConfig, values), tmp_path / "out")
+    messages = [record.message for record in caplog.records]
+    assert any("nothing is judged in zh, because the sentences are in en" in message for message in messages)
+    ledger = Storage(str(tmp_path / "out")).read_json("fairness.json")
+    assert ledger["judges_nothing"] and "removes texts in en and keeps zh" in ledger["not_judged"][0]
+    assert STAGE.check_sources is not None
+    with pytest.raises(
+        ValueError, match=r"fairness_budget: 5.0% cannot be checked.*keeps zh.*Set fairness_budget to null"
+    ):
+        STAGE.check_sources(build(CorpusConfig, values | {"fairness_budget": 0.05}))

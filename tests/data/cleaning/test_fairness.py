@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from data.cleaning.fairness import FairnessRow, LedgerStep, build_ledger, check_budget, smallest_keep, wilson
+from data.cleaning.fairness import FairnessRow, Ledger, LedgerStep, build_ledger, check_budget, smallest_keep, wilson
 from data.cleaning.fairness_sentences import _DIALECT_SENTENCES, _STANDARD_SENTENCES, probe_texts
 from data.cleaning.language import Language, identify, language
+from data.cleaning.length import Length
+from data.cleaning.recipe import Step, fairness_ledger
+from data.cleaning.repetition import Repetition
 from data.cleaning.step import Outcome, filter_outcome
 from data.cleaning.toxicity import Toxicity, toxicity
 
@@ -17,6 +20,10 @@ AXES = ["religion", "gender", "sexuality", "ethnicity", "disability", "dialect"]
 
 def dropping(drops: Callable[[str], bool]) -> Callable[[list[str]], Outcome]:
     return lambda texts: filter_outcome(texts, lambda text: "step/rule" if drops(text) else None)
+
+
+def ledger_rows(steps: list[LedgerStep]) -> list[FairnessRow]:
+    return build_ledger(steps).rows
 
 
 def by_group(rows: list[FairnessRow]) -> dict[str, FairnessRow]:
@@ -31,7 +38,7 @@ def test_wilson_intervals_agree_with_newcombes_table() -> None:
 
 
 def test_every_group_has_at_least_thirty_sentences_in_both_forms() -> None:
-    rows = build_ledger([LedgerStep("none", dropping(lambda text: False))])
+    rows = ledger_rows([LedgerStep("none", dropping(lambda text: False))])
     assert list(dict.fromkeys(row.axis for row in rows)) == AXES
     assert all(row.num_templates >= 30 for row in rows)
     assert all((row.removed, row.low, row.excess, row.judged) == (0.0, 0.0, 0.0, True) for row in rows)
@@ -48,7 +55,7 @@ def test_paragraphs_are_long_enough_for_filters_that_drop_short_texts() -> None:
 
 
 def test_a_filter_of_one_word_has_an_excess_only_for_its_group() -> None:
-    rows = build_ledger([LedgerStep("steps[0].words", dropping(lambda text: "lesbian" in text.lower()))])
+    rows = ledger_rows([LedgerStep("steps[0].words", dropping(lambda text: "lesbian" in text.lower()))])
     found = {row.group: row for row in rows if row.excess > 0}
     assert list(found) == ["lesbian"]
     row = found["lesbian"]
@@ -64,17 +71,67 @@ def test_a_length_filter_has_no_excess_and_does_not_hide_other_excesses() -> Non
     def short_or_gay(text: str) -> bool:
         return len(text) < 200 or "gay" in text.lower()
 
-    short = build_ledger([LedgerStep("length", dropping(lambda text: len(text) < 200))])
+    short = ledger_rows([LedgerStep("length", dropping(lambda text: len(text) < 200))])
     assert all(row.excess == 0 and row.judged and row.form == "paragraph" for row in short)
-    hidden = by_group(build_ledger([LedgerStep("length", dropping(short_or_gay))]))
+    hidden = by_group(ledger_rows([LedgerStep("length", dropping(short_or_gay))]))
     assert hidden["gay"].form == "paragraph" and hidden["gay"].excess == 1.0
     assert hidden["straight"].excess == 0.0
 
 
-def test_a_step_that_removes_everything_is_not_judged() -> None:
-    rows = build_ledger([LedgerStep("all", dropping(lambda text: True))])
-    assert all(row.removed == 1.0 and row.excess == 0.0 and not row.judged for row in rows)
-    check_budget(rows, 0.0)
+def test_a_step_that_removes_everything_is_not_judged_and_a_budget_says_so() -> None:
+    everything = LedgerStep("steps[0].all", dropping(lambda text: True))
+    ledger = build_ledger([everything])
+    assert all(row.removed == 1.0 and row.excess == 0.0 and not row.judged for row in ledger.rows)
+    assert ledger.judges_nothing
+    assert ledger.not_judged == [
+        "steps[0].all removes 100% of the sentences even without a mention, so it is not judged ("
+        + ", ".join(AXES)
+        + ")"
+    ]
+    with pytest.raises(ValueError, match=r"fairness_budget: 5.0% cannot be checked.*steps\[0\].all removes 100%.*null"):
+        check_budget(ledger, 0.05)
+    both = build_ledger([everything, LedgerStep("steps[1].none", dropping(lambda text: False))])
+    assert both.not_judged == ledger.not_judged and not both.judges_nothing
+    check_budget(both, 0.0)
+
+
+def test_a_step_that_is_not_judged_still_breaks_the_budget_with_an_excess() -> None:
+    groups = {probe.text for probe in probe_texts() if probe.group}
+    references = sorted({probe.text for probe in probe_texts()} - groups)
+    kept = set(references[::3])
+    most = LedgerStep("most", dropping(lambda text: text not in kept))
+    ledger = build_ledger([most])
+    assert any(not row.judged and row.excess_low > 0 for row in ledger.rows)
+    with pytest.raises(ValueError, match="most: removes 100.0% of neutral texts"):
+        check_budget(replace(ledger, judges_nothing=False), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("steps", "judges_nothing", "notes"),
+    [
+        ([Step(language=Language(keep=["zh"]))], True, ["removes texts in en and keeps zh: nothing is judged in zh"]),
+        ([Step(language=Language(keep=["th", "hi"])), Step(length=Length())], True, ["nothing is judged in th, hi"]),
+        ([Step(language=Language(keep=["en", "de"], min_score=0.0))], False, ["keeps de: nothing is judged in de"]),
+        ([Step(language=Language(keep=["zh"]), for_sources=["web"])], False, ["nothing is judged in zh"]),
+        ([Step(language=Language())], False, []),
+        (
+            [Step(length=Length(min_bytes=5000))],
+            False,
+            ["steps[0].length removes"],
+        ),
+        ([], False, []),
+    ],
+)
+def test_the_ledger_says_in_which_languages_it_judged_nothing(
+    steps: list[Step], judges_nothing: bool, notes: list[str]
+) -> None:
+    ledger = fairness_ledger([*steps, Step(repetition=Repetition())] if steps and not judges_nothing else steps)
+    assert ledger.judges_nothing == judges_nothing and ledger.language == "en"
+    text = "; ".join(ledger.not_judged)
+    assert all(note in text for note in notes) and bool(text) == bool(notes)
+    if judges_nothing:
+        with pytest.raises(ValueError, match=r"judges nothing .*steps\[0\].language removes texts in en"):
+            check_budget(ledger, 0.05)
 
 
 def test_a_mention_that_a_step_cuts_out_counts_as_removed() -> None:
@@ -82,7 +139,7 @@ def test_a_mention_that_a_step_cuts_out_counts_as_removed() -> None:
         left = [". ".join(part for part in text.split(". ") if "Sikh" not in part) for text in texts]
         return Outcome(left, [None] * len(texts))
 
-    rows = by_group(build_ledger([LedgerStep("lines", cut)]))
+    rows = by_group(ledger_rows([LedgerStep("lines", cut)]))
     assert rows["Sikh"].excess == 1.0
     assert all(row.excess == 0 for group, row in rows.items() if group != "Sikh")
 
@@ -92,28 +149,28 @@ def test_the_toxicity_filter_exceeds_the_budget_and_a_length_filter_does_not() -
         LedgerStep("steps[0].length", dropping(lambda text: len(text) < 100)),
         LedgerStep("steps[3].toxicity", lambda texts: toxicity(texts, Toxicity(max_score=0.8))),
     ]
-    rows = build_ledger(steps)
-    check_budget([row for row in rows if row.step == "steps[0].length"], 0.0)
+    rows = ledger_rows(steps)
+    check_budget(Ledger(rows=[row for row in rows if row.step == "steps[0].length"], not_judged=[]), 0.0)
     toxic = by_group([row for row in rows if row.step == "steps[3].toxicity"])
     assert toxic["gay"].excess > 0.1 and toxic["gay"].excess_low > 0.05
     assert toxic["straight"].excess == 0.0
     with pytest.raises(
         ValueError, match=r"steps\[3\].toxicity: removes .*sexuality.*95 %.*fairness_budget of 5.0%.*keep"
     ):
-        check_budget(rows, 0.05)
+        check_budget(Ledger(rows=rows, not_judged=[]), 0.05)
 
 
 def test_with_the_smallest_keep_the_filter_is_in_the_budget_and_with_less_it_is_not() -> None:
     def step(keep: float) -> LedgerStep:
         return LedgerStep("steps[3].toxicity", lambda texts: toxicity(texts, Toxicity(max_score=0.8)), keep)
 
-    whole = build_ledger([step(0.0)])
+    whole = ledger_rows([step(0.0)])
     keep = max(smallest_keep(row, 0.05) for row in whole)
     assert 0 < keep < 1
     with pytest.raises(ValueError, match=f"`keep: {keep}`"):
-        check_budget(whole, 0.05)
-    thinned = build_ledger([step(keep)])
-    check_budget(thinned, 0.05)
+        check_budget(Ledger(rows=whole, not_judged=[]), 0.05)
+    thinned = ledger_rows([step(keep)])
+    check_budget(Ledger(rows=thinned, not_judged=[]), 0.05)
     for before, after in zip(whole, thinned, strict=True):
         assert after.removed == pytest.approx(before.removed * (1 - keep))
         assert (after.low, after.high) == pytest.approx((before.low * (1 - keep), before.high * (1 - keep)))
@@ -122,16 +179,16 @@ def test_with_the_smallest_keep_the_filter_is_in_the_budget_and_with_less_it_is_
 
 
 def test_the_error_suggests_keep_only_if_the_step_can_have_it() -> None:
-    rows = build_ledger([LedgerStep("words", dropping(lambda text: "Arab" in text), can_keep=False)])
+    rows = ledger_rows([LedgerStep("words", dropping(lambda text: "Arab" in text), can_keep=False)])
     with pytest.raises(
         ValueError, match=r"above the fairness_budget of 5.0%. Loosen the step's settings or remove the step$"
     ):
-        check_budget(rows, 0.05)
+        check_budget(Ledger(rows=rows, not_judged=[]), 0.05)
 
 
 def test_smallest_keep_agrees_with_hand_computed_values() -> None:
     (row,) = [
-        row for row in build_ledger([LedgerStep("w", dropping(lambda text: "Arab" in text))]) if row.group == "Arab"
+        row for row in ledger_rows([LedgerStep("w", dropping(lambda text: "Arab" in text))]) if row.group == "Arab"
     ]
     assert row.excess == 1.0
     assert smallest_keep(row, 0.05) == 0.95
@@ -143,15 +200,15 @@ def test_smallest_keep_agrees_with_hand_computed_values() -> None:
 
 
 def test_an_excess_that_may_be_chance_is_ignored_by_the_budget() -> None:
-    rows = build_ledger([LedgerStep("one", dropping(lambda text: text == _DIALECT_SENTENCES["Indian English"][0]))])
+    rows = ledger_rows([LedgerStep("one", dropping(lambda text: text == _DIALECT_SENTENCES["Indian English"][0]))])
     row = by_group(rows)["Indian English"]
     assert row.excess == pytest.approx(1 / 30) and row.excess_low < 0
-    check_budget(rows, 0.01)
+    check_budget(Ledger(rows=rows, not_judged=[]), 0.01)
 
 
 def test_a_filter_of_a_dialects_words_has_an_excess_for_this_dialect() -> None:
     rows = by_group(
-        build_ledger([LedgerStep("words", dropping(lambda text: "ain't" in text.lower() or "finna" in text))])
+        ledger_rows([LedgerStep("words", dropping(lambda text: "ain't" in text.lower() or "finna" in text))])
     )
     assert rows["African American English"].form == "paragraph"
     assert rows["African American English"].excess > 0.5
@@ -160,7 +217,7 @@ def test_a_filter_of_a_dialects_words_has_an_excess_for_this_dialect() -> None:
 
 def test_the_ledger_measures_the_step_language() -> None:
     settings = Language(keep=["en"], min_score=0.4)
-    rows = by_group(build_ledger([LedgerStep("steps[1].language", lambda texts: language(texts, settings))]))
+    rows = by_group(ledger_rows([LedgerStep("steps[1].language", lambda texts: language(texts, settings))]))
 
     def lost(sentences: tuple[str, ...]) -> int:
         labels = [identify(sentence, max_bytes=4096) for sentence in sentences]

@@ -111,6 +111,7 @@ def fake_pipeline(store: Storage) -> list[Artifact]:
     return [corpus, vocabulary, shards, pretrain, sft, reward, rlhf, evaluate, compress, serve]
 
 
+NOT_JUDGED = "steps[1].length removes 99% of the sentences"
 CHANGED = {"repair_unicode/documents": 12, "repair_unicode/characters": 3456, "redact_pii/email": 31}
 
 
@@ -132,6 +133,7 @@ def fake_corpus(store: Storage) -> Artifact:
             "content_digest": "",
             "parts": 1,
             "mixture": {},
+            "collapses": [{"source": "chats", "step": "near_duplicates", "reached": 200, "dropped": 190}],
             "dropped": {name: 4 * count for name, count in dropped.items()},
             "sources": dict.fromkeys(("dialogue", "encyclopedia", "news", HOSTILE), source),
         },
@@ -140,7 +142,7 @@ def fake_corpus(store: Storage) -> Artifact:
             for n in ("dialogue", "encyclopedia", "news")
         },
     )
-    (store / corpus.id).write_json("fairness.json", LEDGER)
+    (store / corpus.id).write_json("fairness.json", {"language": "en", "rows": LEDGER, "not_judged": [NOT_JUDGED]})
     samples = {"repair_unicode": [["news/1", "naÃ¯ve", HOSTILE]], "redact_pii": [["news/2", None, "to [EMAIL]"]]}
     (store / corpus.id).write_json("samples.json", {"news": samples})
     return corpus
@@ -478,7 +480,8 @@ def test_the_report_shows_every_stage_with_its_numbers(artifacts: list[Artifact]
 def test_the_ledger_shows_which_groups_a_step_removes(artifacts: list[Artifact]) -> None:
     text = Page(render(artifacts)).text
     assert "2 of 3 pairs of a step and a group have an excess above 0" in text
-    assert "even without a mention: steps[1].length." in text
+    assert NOT_JUDGED in text and "judges nothing" not in text
+    assert "Alarm: near_duplicates drops 190 of the 200 documents of chats that reach it (95%)" in text
     worst, folded = text.split("Show all 4 pairs of a step and a group, with 95 % intervals")
     assert "33.8%" in worst and "straight" not in worst
     assert "+32.8%" in folded and "+16.4% to +33.8%" in folded and "16.9% to 50.7%" in folded
