@@ -9,37 +9,65 @@ Only the counts of words are merged, and sums do not depend on the order of thei
 for any number of parts and workers.
 """
 
+import logging
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from tokenizers import Tokenizer
 
 from cluster.machine import num_parallel_tasks
+from cluster.paths import list_files
 from cluster.placement import TasksExecution
+from cluster.plain import to_plain
 from cluster.progress import show_activity
 from cluster.storage import Storage
+from data.cleaning.extract_html import ExtractHTML, extract_html
 from data.corpus.accounting import CorpusSummary
+from data.sources.compression import open_file
+from data.tokens.certificate import Certificate, LanguageLimit, find_breaches
 from data.tokens.documents import CorpusText
-from data.tokens.measures import TokenizerMeasures, VocabularySummary, measure_tokenizer
+from data.tokens.measures import (
+    TextMeasures,
+    TokenizerMeasures,
+    TokenizerMeter,
+    VocabularySummary,
+    measure_tokenizer,
+    sum_by_name,
+)
 from data.tokens.pre_tokenizer import PreTokenizerName
 from data.tokens.tokenizer import fingerprint, save_tokenizer
 from data.tokens.tokenizer_recipe import TokenizerRecipe
 from data.tokens.tokenizer_training import train_on_word_counts
 from data.tokens.word_counts import WordCounts, count_sample
 from jobs.frame.artifact import WORK
-from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
+from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
 from jobs.frame.kinds import TokenizerSizes
 from jobs.frame.sizes import corpus_sizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
 from jobs.frame.workload import Processes, Workload
-from jobs.report.tokens import report_tokenizer
+from jobs.report.tokens import CERTIFICATE, report_tokenizer
 
+_MAX_NAMED_BREACHES = 20  # breaches of limits that an error names; certificate.json has all measures
 MEASURED_BYTES = 4 << 20  # approximate size of the text on which the tokenizer is measured
 _COUNT_S_PER_MB = 1.1  # seconds to count the words of 1 MB on the reference processor (`jobs.frame.cost_model`)
 _LEARN_S_PER_TOKEN = 0.003  # seconds of training for each token of the vocabulary, on the same processor
 _DEFAULTS = TokenizerRecipe()
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertificateConfig:
+    """The language certificate: certificate.json, and a table in the report."""
+
+    texts: list[str] = source_files([])
+    """Text or HTML files in UTF-8, one per language, such as the Universal Declaration of Human Rights. A file is named
+    after its language (`hin.html`). Several files of one name are measured together."""
+    limits: list[LanguageLimit] = field(default_factory=list)
+    """If the tokenizer needs more for a language, the stage fails. Its folder keeps the tokenizer and the
+    certificate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +103,8 @@ class VocabularyConfig:
     """Fraction of the documents to keep out of the training of the tokenizer. They include the validation documents of
     `shards` if the fraction is at least the validation_fraction there, which is required for shards of the same
     corpus."""
+    certificate: CertificateConfig = field(default_factory=CertificateConfig)
+    """Languages that the tokenizer is measured on, beside those of the corpus, and what it may need for them."""
     execution: TasksExecution = field(default_factory=TasksExecution)
 
 
@@ -93,6 +123,32 @@ def check(config: VocabularyConfig) -> None:
             f"held_out_fraction: {config.held_out_fraction} must be at least 0 and below 1; use the "
             "validation_fraction of the shards or more"
         )
+    for number, limit in enumerate(config.certificate.limits):
+        limit.check(f"certificate.limits[{number}]")
+
+
+def check_sources(config: VocabularyConfig) -> None:
+    """Raises ValueError if a file in `certificate.texts` does not exist or is not a text in UTF-8."""
+    _read_texts(config)
+
+
+def _read_texts(config: VocabularyConfig) -> list[tuple[str, str]]:
+    """Return (language, text) of every file in `certificate.texts`. Of HTML, the text is that of the whole page."""
+    texts: list[tuple[str, str]] = []
+    for url in list_files(config.certificate.texts):
+        path = PurePosixPath(url.partition("::")[0])
+        with open_file(url) as file:
+            content: bytes = file.read()
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"certificate.texts: {url} is not UTF-8 (byte {error.start:,}); convert it, or leave it out"
+            ) from error
+        if path.suffix.lower() in (".html", ".htm", ".xhtml"):
+            (text,) = extract_html([text], ExtractHTML(main_content=False)).texts
+        texts.append((path.stem, text))
+    return texts
 
 
 def recipe_of(config: VocabularyConfig) -> TokenizerRecipe:
@@ -116,7 +172,10 @@ def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
     # The tokenizer is trained on the documents whose `split_position` is at least `first`. This leaves out the held-out
     # documents, and more documents if the rest of the corpus is larger than sample_mib.
     first = max(config.held_out_fraction, 1 - config.sample_mib * 2**20 / num_bytes)
-    sample = count_sample(corpus, output / WORK, recipe_of(config), first=first, workers=workers)
+    sample = count_sample(
+        corpus, output / WORK, recipe_of(config), first=first, num_bytes=round(num_bytes * (1 - first)), workers=workers
+    )
+    _warn_if_sampled(sample)
     with show_activity(f"training a tokenizer of {config.size:,} tokens on {len(sample.words):,} words"):
         tokenizer = train_on_word_counts(sample.words, sample.counts, size=config.size, recipe=recipe_of(config))
     _check_size(tokenizer, config, sample)
@@ -127,10 +186,25 @@ def run(config: VocabularyConfig, context: Context) -> VocabularySummary:
     share = min(1.0, MEASURED_BYTES / num_bytes)
     folder = output / "tokenizer"
     measures = measure_tokenizer(corpus, output / WORK, folder, tokenizer=identity, share=share, workers=workers)
+    certificate = Certificate(measures.by_language, _measure_texts(config, folder))
+    output.write_json(CERTIFICATE, to_plain(certificate))
+    _check_limits(config, certificate, output)
     _remove_work(output)
-    summary = _summarize(config, identity, sample, measures)
+    summary = _summarize(config, identity, sample, measures, certificate)
     context.tracker.log(0, metrics(summary))
     return summary
+
+
+def _warn_if_sampled(sample: WordCounts) -> None:
+    """Log a warning if the tokenizer is trained on a sample of the words."""
+    if sample.threshold > 1:
+        log.warning(
+            "vocabulary: the tokenizer is trained on %s of %s distinct words, because more would not fit into memory; "
+            "words that occur less than %d times are sampled, in such a way that the expected counts stay the same",
+            f"{len(sample.words):,}",
+            f"{sample.distinct:,}",
+            sample.threshold,
+        )
 
 
 def _check_size(tokenizer: Tokenizer, config: VocabularyConfig, sample: WordCounts) -> None:
@@ -139,6 +213,27 @@ def _check_size(tokenizer: Tokenizer, config: VocabularyConfig, sample: WordCoun
         raise ValueError(
             f"size: {sample.sampled_bytes:,} bytes of text give only {size:,} tokens, not {config.size:,}; "
             "lower size, give more text, or hold less out (held_out_fraction)"
+        )
+
+
+def _measure_texts(config: VocabularyConfig, folder: Storage) -> dict[str, TextMeasures]:
+    """Return the measures of the tokenizer in `folder` on the texts of the config, by language."""
+    if not config.certificate.texts:
+        return {}
+    meter = TokenizerMeter(folder.local())
+    with show_activity("measuring the tokenizer on the texts of certificate.texts"):
+        return sum_by_name({language: meter.measure(text)[1]} for language, text in _read_texts(config))
+
+
+def _check_limits(config: VocabularyConfig, certificate: Certificate, output: Storage) -> None:
+    """Raises ValueError if the tokenizer needs more for a language than a limit allows."""
+    if breaches := find_breaches(certificate, config.certificate.limits):
+        named = "; ".join(breaches[:_MAX_NAMED_BREACHES])
+        others = f" (and {len(breaches) - _MAX_NAMED_BREACHES} more)" if len(breaches) > _MAX_NAMED_BREACHES else ""
+        raise ValueError(
+            f"certificate: {named}{others}; add "
+            "text in these languages to the corpus, raise size, or change the limit. The tokenizer is kept in "
+            f"{(output / 'tokenizer').url}, and all measures in {output.url}/{CERTIFICATE}"
         )
 
 
@@ -152,7 +247,11 @@ def _remove_work(output: Storage) -> None:
 
 
 def _summarize(
-    config: VocabularyConfig, identity: str, sample: WordCounts, measures: TokenizerMeasures
+    config: VocabularyConfig,
+    identity: str,
+    sample: WordCounts,
+    measures: TokenizerMeasures,
+    certificate: Certificate,
 ) -> VocabularySummary:
     return VocabularySummary(
         size=config.size,
@@ -160,16 +259,19 @@ def _summarize(
         fingerprint=identity,
         sampled_documents=sample.sampled_documents,
         sampled_bytes=sample.sampled_bytes,
+        distinct_words=sample.distinct,
+        trained_words=len(sample.words),
         bytes_per_token=measures.total.bytes_per_token,
         fertility=measures.total.fertility,
         bytes_per_token_by_source={name: sizes.bytes_per_token for name, sizes in measures.by_source.items()},
         fertility_by_source={name: sizes.fertility for name, sizes in measures.by_source.items()},
         bytes_per_token_by_language={name: sizes.bytes_per_token for name, sizes in measures.by_language.items()},
         fertility_by_language={name: sizes.fertility for name, sizes in measures.by_language.items()},
-        measured_documents=measures.documents,
+        measured_documents=measures.total.texts,
         unused_tokens=measures.unused_tokens,
         unknown_tokens=measures.unknown_tokens,
-        round_trip_failures=measures.round_trip_failures,
+        round_trip_failures=measures.total.round_trip_failures,
+        certified_languages=len(certificate.corpus) + len(certificate.texts),
     )
 
 
@@ -178,6 +280,8 @@ def metrics(summary: VocabularySummary) -> dict[str, float]:
     return {
         "vocabulary/sampled_documents": summary.sampled_documents,
         "vocabulary/sampled_bytes": summary.sampled_bytes,
+        "vocabulary/distinct_words": summary.distinct_words,
+        "vocabulary/trained_words": summary.trained_words,
         "vocabulary/bytes_per_token": summary.bytes_per_token,
         "vocabulary/fertility": summary.fertility,
         "vocabulary/measured_documents": summary.measured_documents,
@@ -224,6 +328,7 @@ STAGE = Stage(
     run=run,
     output_sizes=output_sizes,
     check=check,
+    check_sources=check_sources,
     workload=workload,
     report=report_tokenizer,
 )

@@ -37,6 +37,7 @@ import numpy as np
 import tiktoken
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
+from data.tokens.pre_tokenizer import byte_alphabet
 from data.tokens.tokenizer import load_encoder
 
 log = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ def _ids_by_token(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes,
     if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
         return None
     vocab: dict[str, int] = model["vocab"]
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     merged = ["".join(merge) for merge in model["merges"]]
     if not vocab.keys() >= alphabet.keys() or len(set(merged)) < len(merged):
         return None
@@ -280,18 +281,6 @@ def _ids_by_token(model: Mapping[str, Any], tokenizer: Tokenizer) -> dict[bytes,
     if any([piece.value for piece in bpe.tokenize(token)] != [token] for token in merged):
         return None
     return {bytes(alphabet[character] for character in token): vocab[token] for token in (*alphabet, *merged)}
-
-
-@lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte for each character with which byte-level BPE writes bytes in its vocabulary.
-
-    A printable byte is written as the character with this code. The other bytes are written, in ascending order, as the
-    characters from U+0100 on (Radford et al. 2019, the published encoder).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 # Splitting into pre-tokens.

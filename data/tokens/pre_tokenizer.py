@@ -9,6 +9,7 @@ Thai, Khmer or Burmese are such marks, as are the vowel points of Arabic and Heb
 published ones. They cut a word before and after every mark, because a mark is not a letter (`\p{L}`).
 """
 
+from functools import lru_cache
 from typing import Any, Literal
 
 from tokenizers import Regex, pre_tokenizers
@@ -79,3 +80,15 @@ def unigram_splits() -> list[Any]:
     their names.
     """
     return [pre_tokenizers.Split(Regex(r" *[^ \n\t<]*<| *[^ \n\t<]+| +|[\n\t]"), behavior="isolated")]
+
+
+@lru_cache(maxsize=1)
+def byte_alphabet() -> dict[str, int]:
+    """Return the byte for each character with which byte-level BPE writes bytes in its vocabulary.
+
+    A printable byte is written as the character with this code. The other bytes are written, in ascending order, as the
+    characters from U+0100 on (Radford et al. 2019, the published encoder).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -6,7 +6,7 @@ split into words as the finished tokenizer will do it.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -25,7 +25,9 @@ def train_tokenizer(texts: Iterable[str], *, size: int, recipe: TokenizerRecipe 
     ValueError in the cases of `train_on_word_counts`.
     """
     recipe = recipe or TokenizerRecipe()
-    words = count_words(texts, recipe)
+    words: Counter[str] = Counter()
+    for counts in count_words(texts, recipe):
+        words.update(counts)
     return train_on_word_counts(list(words), list(words.values()), size=size, recipe=recipe)
 
 
@@ -36,30 +38,51 @@ _SAFE_BREAK = re.compile(r"(?=[ \n])(?:(?<=[^\W_])|(?<=\S)(?= ))")
 """Where a text can be cut without cutting a word, for every rule of `data/tokens/pre_tokenizer.py`: between a letter or
 digit and the line end after it, and between any character but white space and the space after it."""
 
-_MAX_SUBSTRINGS = 1 << 18  # distinct substrings that are kept in memory before they are split into words
+# Limits of what is in memory. In a script without spaces, every sentence is a word, and nearly all are distinct.
+_MAX_SUBSTRINGS = 1 << 18  # distinct substrings before they are split into words
+_MAX_SUBSTRING_CHARACTERS = 1 << 22  # characters of the texts that these substrings are from
+_MAX_WORD_BYTES = 1 << 26  # memory of the distinct words and their counts before they are yielded
+
+MAX_COUNTED_CHARACTERS = 1024
+"""Longer words are counted as several words of this length, so that no word needs much memory in training. Their pairs
+of characters are counted, but for those at the cuts. Encoding does not cut words."""
 
 
-def count_words(texts: Iterable[str], recipe: TokenizerRecipe) -> Counter[str]:
-    """Return how often each word occurs in the texts, after normalization."""
+def count_words(texts: Iterable[str], recipe: TokenizerRecipe) -> Iterator[Counter[str]]:
+    """Yield how often each word occurs in some of the texts, after normalization. The sums are those of all texts.
+
+    The memory that this needs does not grow with the number of texts.
+    """
     untrained = _untrained_tokenizer(recipe)
     normalize = untrained.normalizer.normalize_str if untrained.normalizer else str
     words: Counter[str] = Counter()
     # Splitting into words is slow and most substrings occur many times, so each distinct substring is split only once.
     substrings: Counter[str] = Counter()
+    num_characters = 0
     for text in texts:
         substrings.update(_SAFE_BREAK.split(normalize(text)))
-        if len(substrings) > _MAX_SUBSTRINGS:
+        num_characters += len(text)
+        if len(substrings) > _MAX_SUBSTRINGS or num_characters > _MAX_SUBSTRING_CHARACTERS:
             _count_words_of_substrings(substrings, untrained, words)
             substrings.clear()
+            num_characters = 0
+            # A string takes up to 2 bytes per character and, with its count and its entry in the table, 200 bytes more.
+            if 2 * sum(map(len, words)) + 200 * len(words) > _MAX_WORD_BYTES:
+                yield words
+                words = Counter()
     _count_words_of_substrings(substrings, untrained, words)
-    return words
+    yield words
 
 
 def _count_words_of_substrings(substrings: Counter[str], tokenizer: Tokenizer, words: Counter[str]) -> None:
     """Add to `words` the words of all substrings, multiplied by the counts of the substrings."""
     for substring, count in substrings.items():
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(substring):
-            words[word] += count
+            if len(word) <= MAX_COUNTED_CHARACTERS:
+                words[word] += count
+                continue
+            for start in range(0, len(word), MAX_COUNTED_CHARACTERS):
+                words[word[start : start + MAX_COUNTED_CHARACTERS]] += count
 
 
 def _untrained_tokenizer(recipe: TokenizerRecipe) -> Tokenizer:

@@ -1,10 +1,15 @@
 """The report sections on the tokenizer and on token shards."""
 
+from cluster.plain import from_plain
+from data.tokens.certificate import Certificate
 from data.tokens.measures import VocabularySummary
 from data.tokens.shards_summary import ShardsSummary
 from jobs.frame.artifact import Artifact
-from jobs.report.page import element, format_bytes, section, table
+from jobs.report.page import Html, element, format_bytes, section, table
 from jobs.report.part import ReportPart
+
+CERTIFICATE = "certificate.json"
+"""File of a tokenizer artifact with its measures by language (`data.tokens.certificate.Certificate`)."""
 
 _KINDS = {"bpe": "byte-level BPE", "wordpiece": "WordPiece", "unigram": "Unigram"}
 
@@ -28,7 +33,36 @@ def report_tokenizer(artifact: Artifact) -> ReportPart:
         for name in fertility
     ]
     header = ["text", "kind", "bytes per token", "tokens per word"]
-    return ReportPart(section=section("vocabulary", "Vocabulary", introduction, table(header, rows, numeric=[2, 3])))
+    parts = [table(header, rows, numeric=[2, 3]), *_report_certificate(artifact)]
+    return ReportPart(section=section("vocabulary", "Vocabulary", introduction, *parts))
+
+
+def _report_certificate(artifact: Artifact) -> list[Html]:
+    """Return a heading and a table with the measures of every language, or nothing if there is none."""
+    certificate = from_plain(Certificate, artifact.storage.read_json(CERTIFICATE))
+    rows = [
+        [
+            element("b", language),
+            origin,
+            f"{measures.bytes_per_token:.2f}",
+            f"{measures.fertility:.2f}",
+            f"{measures.fallback_share:.1%}",
+            f"{measures.round_trip_failures} of {measures.texts}",
+        ]
+        for language, origin, measures in sorted(certificate.rows(), key=lambda row: -row[2].fertility)
+    ]
+    if not rows:
+        return []
+    header = ["language", "measured on", "bytes per token", "tokens per word", "byte fallback", "changed"]
+    note = (
+        "Byte fallback is the share of tokens without a whole character. Changed are the texts that differ after "
+        "encoding and decoding. In scripts without spaces, a word is a character or a syllable."
+    )
+    return [
+        element("h3", "Languages"),
+        element("p", note, class_="note"),
+        table(header, rows, numeric=[2, 3, 4, 5]),
+    ]
 
 
 def report_shards(artifact: Artifact) -> ReportPart:

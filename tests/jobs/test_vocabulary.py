@@ -11,15 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.plain import to_plain
+from cluster.plain import from_plain, to_plain
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from data.corpus.accounting import SourceCounts, summarize
 from data.document import unit_hash
-from data.tokens.measures import VocabularySummary
+from data.tokens.certificate import Certificate
+from data.tokens.measures import VocabularySummary, fallback_ids
 from data.tokens.tokenizer import fingerprint, load_encoder, save_tokenizer
-from data.tokens.tokenizer_recipe import UNKNOWN
+from data.tokens.tokenizer_recipe import UNKNOWN, TokenizerRecipe
 from data.tokens.tokenizer_training import train_tokenizer
+from data.words import plain_words
 from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.config_loader import build
 from jobs.frame.identity import changed_fields
@@ -120,7 +122,8 @@ def test_the_measures_are_told_by_source_and_language(tmp_path: Path) -> None:
 
     def rates(chosen: list[str]) -> tuple[float, float]:
         tokens = sum(len(encoder.encode(text).ids) for text in chosen)
-        return sum(len(text.encode()) for text in chosen) / tokens, tokens / sum(len(text.split()) for text in chosen)
+        num_words = sum(len(plain_words(text)) for text in chosen)
+        return sum(len(text.encode()) for text in chosen) / tokens, tokens / num_words
 
     everything = rates([text for _, text, _ in rows])
     assert (summary.bytes_per_token, summary.fertility) == pytest.approx(everything)
@@ -228,3 +231,90 @@ def test_workers_count_side_by_side_to_the_same_bytes(
     assert several == without
     made = [(tmp_path / name / "tokenizer/tokenizer.json").read_bytes() for name in ("alone", "several")]
     assert made[0] == made[1]
+
+
+HINDI, THAI = "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता", "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกัน"
+
+
+def write_texts(folder: Path) -> str:
+    """Write a text in Hindi as HTML and one in Thai as plain text. Returns the glob of both."""
+    folder.mkdir()
+    page = f"<!doctype html><html lang='hi'><head><title>x</title></head><body><p>{HINDI}</p></body></html>"
+    (folder / "hin.html").write_text(page)
+    (folder / "tha.txt").write_text(THAI)
+    return f"{folder}/*"
+
+
+def test_the_certificate_measures_the_languages_of_the_corpus_and_of_texts(tmp_path: Path) -> None:
+    rows = documents(40)
+    languages = {name: "en" for name, _, _ in rows}
+    corpus = corpus_artifact(tmp_path / "corpus", rows, languages=languages)
+    texts = write_texts(tmp_path / "texts")
+    summary = run(corpus, tmp_path / "out", size=300, certificate={"texts": [texts]})
+    certificate = from_plain(Certificate, json.loads((tmp_path / "out/certificate.json").read_text()))
+    assert set(certificate.corpus) == {"en"} and set(certificate.texts) == {"hin", "tha"}
+    assert summary.certified_languages == 3
+    encoder = load_encoder(tmp_path / "out/tokenizer")
+    for language, text in (("hin", HINDI), ("tha", THAI)):
+        measures = certificate.texts[language]
+        ids = encoder.encode(text).ids
+        assert (measures.texts, measures.bytes, measures.tokens) == (1, len(text.encode()), len(ids))
+        assert measures.fertility == len(ids) / len(plain_words(text))
+        # Nothing was learned in these scripts, so every token but the spaces is a byte of a character.
+        assert measures.fallback_tokens == len(ids) - text.count(" ")
+        assert measures.round_trip_failures == 0
+    assert certificate.corpus["en"].texts == 40
+    assert certificate.corpus["en"].fallback_tokens == 0  # every token with a byte of ï also has a letter
+
+
+def test_a_language_above_a_limit_stops_the_stage_and_keeps_what_was_written(tmp_path: Path) -> None:
+    corpus = corpus_artifact(tmp_path / "corpus", documents(40))
+    texts = write_texts(tmp_path / "texts")
+
+    def run_with(name: str, *limits: dict[str, Any]) -> VocabularySummary:
+        return run(corpus, tmp_path / name, size=300, certificate={"texts": [texts], "limits": list(limits)})
+
+    with pytest.raises(
+        ValueError, match=r"hin \(texts\): byte fallback 0\.\d+, at most 0\.5; tha .* is kept in"
+    ) as error:
+        run_with("out", {"max_byte_fallback": 0.5})
+    assert str(tmp_path / "out/tokenizer") in str(error.value) and "certificate.json" in str(error.value)
+    assert load_encoder(tmp_path / "out/tokenizer").get_vocab_size() == 300
+    assert (tmp_path / "out/certificate.json").exists()
+    with pytest.raises(ValueError, match=r"certificate: tha \(texts\): tokens per word [\d.]+, at most 2\.0; add text"):
+        run_with("thai", {"languages": ["tha"], "max_tokens_per_word": 2})
+    with pytest.raises(ValueError, match=r"limits\[1\]: no text in khm was measured"):
+        run_with("khmer", {"max_tokens_per_word": 1000}, {"languages": ["khm"], "max_tokens_per_word": 9})
+    run_with("passes", {"languages": ["hin"], "max_tokens_per_word": 1000, "max_byte_fallback": 1})
+
+
+def test_wrong_limits_and_texts_are_refused_before_the_stage_runs(tmp_path: Path) -> None:
+    for limit, message in (
+        ({"languages": ["hi"]}, r"certificate.limits\[0\]: it limits nothing; set max_tokens_per_word"),
+        ({"max_tokens_per_word": 0}, r"certificate.limits\[0\].max_tokens_per_word: 0.0 must be above 0"),
+        ({"max_byte_fallback": 2}, r"certificate.limits\[0\].max_byte_fallback: 2.0 must be between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            STAGE.check(build(VocabularyConfig, {"corpus": "corpus", "certificate": {"limits": [limit]}}))
+    (tmp_path / "rus.txt").write_bytes("привет".encode("cp1251"))
+    config = build(VocabularyConfig, {"corpus": "corpus", "certificate": {"texts": [f"{tmp_path}/*.txt"]}})
+    with pytest.raises(ValueError, match=r"certificate.texts: .*rus.txt is not UTF-8"):
+        STAGE.check_sources(config)
+
+
+def test_tokens_of_parts_of_characters_are_fallback(tmp_path: Path) -> None:
+    for kind, expected in (
+        ("bpe", {"a": False, "Ġa": False, "à": True, "à¤": True, "à¤ķ": False, "Ġà": True, "<|end|>": False}),
+        ("unigram", {"a": False, "<0x0A>": True, UNKNOWN: True, "<|end|>": False}),
+        ("wordpiece", {"a": False, UNKNOWN: True, "<|end|>": False}),
+    ):
+        recipe = TokenizerRecipe(kind=kind, byte_fallback=kind == "unigram")  # pyright: ignore[reportArgumentType]
+        size = 400 if kind == "unigram" else 330
+        texts = ["a aa कक ख्या " * 30, "b c d e f g h i j k l m n o p"]
+        encoder = train_tokenizer(texts, size=min(size, 300 if kind == "wordpiece" else size), recipe=recipe)
+        is_fallback = fallback_ids(encoder)
+        vocab = encoder.get_vocab()
+        for token, value in expected.items():
+            if token in vocab:
+                assert is_fallback[vocab[token]] == value, (kind, token)
+        assert {token for token in expected if expected[token]} & vocab.keys()

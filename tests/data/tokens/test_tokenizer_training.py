@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from data.tokens.pre_tokenizer import PreTokenizerName
 from data.tokens.tokenizer import (
@@ -89,6 +89,10 @@ def test_bpe_gives_the_same_bytes_as_the_trainer_of_tokenizers(
         show_progress=False,
     )
     expected.train_from_iterator(texts, trainer)
+    bos = [("<|endoftext|>", 0)]
+    expected.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|>:0 $A:0", pair="<|endoftext|>:0 $A:0 <|endoftext|>:1 $B:1", special_tokens=bos
+    )
     expected.save(str(tmp_path / "expected.json"))
     save_tokenizer(train_tokenizer(texts, size=SIZE, recipe=TokenizerRecipe(pre_tokenizer=name)), tmp_path / "ours")
     assert (tmp_path / "ours/tokenizer.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
@@ -131,7 +135,27 @@ def test_counted_words_are_the_pre_tokens_of_the_texts(folders: dict[str, Path],
     for text in texts:
         normalized = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
         expected.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
-    assert count_words(texts, RECIPES[name]) == expected
+    (counts,) = count_words(texts, RECIPES[name])
+    assert counts == expected
+
+
+def test_counts_are_yielded_before_they_need_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(4)
+    texts = ["".join(draw.choices("กขคงจฉชซ\u0e34", k=500)) for _ in range(400)]  # each text is one word
+    (whole,) = count_words(texts, TokenizerRecipe())
+    monkeypatch.setattr("data.tokens.tokenizer_training._MAX_SUBSTRING_CHARACTERS", 5_000)
+    monkeypatch.setattr("data.tokens.tokenizer_training._MAX_WORD_BYTES", 100_000)
+    counters = list(count_words(texts, TokenizerRecipe()))
+    assert len(counters) > 5
+    assert max(sum(map(len, counter)) for counter in counters) < 75_000 < sum(map(len, whole))
+    assert sum(counters, Counter()) == whole
+
+
+def test_a_giant_word_is_counted_as_several_words_and_encoded_as_one() -> None:
+    (counts,) = count_words(["ab" * 1300, "c"], TokenizerRecipe())
+    assert counts == {"ab" * 512: 2, "ab" * 276: 1, "c": 1}
+    tokenizer = train_tokenizer(["ab" * 1300], size=263)
+    assert tokenizer.encode("ab" * 1300).tokens == ["ab"] * 1300
 
 
 @pytest.mark.parametrize("name", RECIPES)

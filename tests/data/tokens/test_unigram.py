@@ -13,7 +13,7 @@ SIZE = 320
 
 def test_unigram_gives_the_ids_of_sentencepiece(plain_texts: list[str], odd_texts: tuple[str, ...]) -> None:
     recipe = TokenizerRecipe(kind="unigram", byte_fallback=True)
-    words = count_words(plain_texts, recipe)
+    (words,) = count_words(plain_texts, recipe)
     tokenizer = train_tokenizer(plain_texts, size=SIZE, recipe=recipe)
     sentencepiece_processor = sentencepiece.SentencePieceProcessor(
         model_proto=sentencepiece_model(list(words), list(words.values()), SIZE, recipe)
@@ -27,7 +27,7 @@ def test_without_byte_fallback_only_the_number_of_unknown_tokens_differs_from_se
     plain_texts: list[str], odd_texts: tuple[str, ...]
 ) -> None:
     recipe = TokenizerRecipe(kind="unigram")
-    words = count_words(plain_texts, recipe)
+    (words,) = count_words(plain_texts, recipe)
     tokenizer = train_tokenizer(plain_texts, size=SIZE, recipe=recipe)
     sentencepiece_processor = sentencepiece.SentencePieceProcessor(
         model_proto=sentencepiece_model(list(words), list(words.values()), SIZE, recipe)

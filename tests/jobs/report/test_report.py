@@ -149,7 +149,7 @@ def fake_corpus(store: Storage) -> Artifact:
 
 
 def fake_vocabulary(store: Storage, corpus: Artifact) -> Artifact:
-    return write_artifact(
+    vocabulary = write_artifact(
         store,
         "vocabulary",
         "vocabulary",
@@ -160,6 +160,8 @@ def fake_vocabulary(store: Storage, corpus: Artifact) -> Artifact:
             "sampled_documents": 13_000,
             "unknown_tokens": 0,
             "sampled_bytes": 30_000_000,
+            "distinct_words": 90_000,
+            "trained_words": 90_000,
             "bytes_per_token": 3.61,
             "fertility": 1.31,
             "bytes_per_token_by_source": {"dialogue": 3.2, "encyclopedia": 3.7, "news": 3.8},
@@ -169,9 +171,14 @@ def fake_vocabulary(store: Storage, corpus: Artifact) -> Artifact:
             "unused_tokens": 3,
             "round_trip_failures": 0,
             "measured_documents": 2100,
+            "certified_languages": 2,
         },
         inputs=input_records(corpus=corpus),
     )
+    khmer = {"texts": 1, "bytes": 900, "tokens": 300, "words": 40, "fallback_tokens": 30, "round_trip_failures": 0}
+    english = {**khmer, "words": 200, "fallback_tokens": 0}
+    vocabulary.storage.write_json("certificate.json", {"corpus": {"en": english}, "texts": {"khm": khmer}})
+    return vocabulary
 
 
 def fake_shards(store: Storage, corpus: Artifact, vocabulary: Artifact) -> Artifact:
