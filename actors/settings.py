@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from actors.engine import TransferBackend
+from cluster.ignored_settings import reject_ignored
 from cluster.placement import Execution, Placement
 from model.algorithms import Algorithm
 from model.learning import LearningConfig
@@ -152,6 +153,7 @@ class GraphExecution(Execution):
                 f"{field}.weight_transfer: with nccl there can be only one generator, but generators.workers is "
                 f"{self.generators.workers}; set weight_transfer to object_store"
             )
+        self._reject_ignored(field, rollouts, learning, algorithm)
         for name in ("learners", "critics") if algorithm.needs_critic else ("learners",):
             num_parts = learning.minibatches * getattr(self, name).workers
             if rollouts.rollouts_per_step % num_parts:
@@ -159,6 +161,31 @@ class GraphExecution(Execution):
                     f"prompts_per_step · group_size = {rollouts.rollouts_per_step} must be a multiple of "
                     f"minibatches · {field}.{name}.workers = {num_parts}; change one of these fields"
                 )
+
+    def _reject_ignored(
+        self, field: str, rollouts: RolloutConfig, learning: LearningConfig, algorithm: Algorithm
+    ) -> None:
+        """Raises ValueError for a setting that would have no effect, and for engines that would never have work."""
+        num_batches = rollouts.prompts_per_step // rollouts.generation_batch_prompts
+        if self.generators.workers > num_batches:
+            raise ValueError(
+                f"{field}.generators.workers: {self.generators.workers} engines, but a step has only {num_batches} "
+                f"generation batches (prompts_per_step / generation_batch_prompts), so {self.generators.workers} - "
+                f"{num_batches} engines would be idle; lower the workers or generation_batch_prompts"
+            )
+        on_gpu = self.generators.gpus_per_worker > 0
+        name, reason = ("kv_cache_gib", "on GPUs") if on_gpu else ("gpu_memory_utilization", "on CPUs")
+        reject_ignored(self, name, path=field, reason=f"the engines run {reason}")
+        if not algorithm.needs_critic:
+            reject_ignored(self, "critics", path=field, reason=f"{learning.algorithm} has no critic")
+        else:
+            reason = "learners.max_failures limits the restarts of learner and critic together"
+            reject_ignored(self.critics, "max_failures", path=f"{field}.critics", reason=reason)
+        if not algorithm.needs_reference(learning):
+            reject_ignored(self, "reference", path=field, reason="there is no reference without a KL penalty")
+        if self.weight_transfer != "object_store" and self.generators.max_failures > 0:
+            reason = f"with weight_transfer={self.weight_transfer} generators are not restarted"
+            reject_ignored(self.generators, "max_failures", path=f"{field}.generators", reason=reason)
 
     @property
     def max_generator_restarts(self) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.ignored_settings import reject_ignored
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
@@ -63,8 +65,8 @@ class Placement:
     def check(self, field: str, *, forms_process_group: bool = True) -> None:
         """Raises ValueError when a value is not allowed. `field` is the name of this placement in the config.
 
-        Set `forms_process_group` to False for workers that do not communicate with each other. Then gloo is also
-        accepted on GPUs, because the workers do not use the backend.
+        Set `forms_process_group` to False for workers that do not communicate with each other. They do not use the
+        backend, so it must have its default.
         """
         for name, value in (("workers", self.workers), ("threads_per_worker", self.threads_per_worker)):
             if value < 1:
@@ -80,6 +82,9 @@ class Placement:
             )
         if self.backend == "nccl" and self.gpus_per_worker == 0:
             raise ValueError(f"{field}.backend: nccl needs gpus_per_worker above 0; use gloo on CPUs")
+        if not forms_process_group:
+            reason = "these workers do not form a process group"
+            reject_ignored(self, "backend", path=field, reason=reason)
         if forms_process_group and self.backend == "gloo" and self.gpus_per_worker > 0:
             raise ValueError(
                 f"{field}.backend: gloo cannot shard a model over GPUs (gpus_per_worker={self.gpus_per_worker:g}); "

@@ -17,6 +17,7 @@ from actors.compression import CompressSummary, bits_per_byte, check_engine
 from actors.engine import engine_env
 from actors.settings import MAX_PASS_TOKENS
 from cluster.capacity import wait_for_capacity
+from cluster.ignored_settings import reject_ignored
 from cluster.placement import Execution, Placement
 from cluster.progress import show_activity
 from cluster.ray_task import ray_task
@@ -76,6 +77,7 @@ def check(config: CompressConfig) -> None:
     if config.text_bytes < 1:
         raise ValueError(f"text_bytes: {config.text_bytes} must be at least 1")
     config.execution.worker.check("execution.worker", forms_process_group=False)
+    reject_ignored(config.execution.worker, "workers", path="execution.worker", reason="each task has one worker")
 
 
 def check_inputs(config: CompressConfig, inputs: Mapping[str, Artifact]) -> None:

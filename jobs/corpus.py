@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from cluster.ignored_settings import reject_ignored
 from cluster.machine import num_parallel_tasks
 from cluster.placement import TasksExecution
 from cluster.plain import from_plain, to_plain
@@ -129,6 +130,8 @@ def check(config: CorpusConfig) -> None:
         _check_mixture(config.mixture, [source.name for source in config.sources])
     if config.fairness_budget is not None and not 0 <= config.fairness_budget < 1:
         raise ValueError(f"fairness_budget: {config.fairness_budget} must be at least 0 and below 1")
+    if not config.steps:
+        reject_ignored(config, "fairness_budget", path="", reason="without `steps` no document is dropped")
 
 
 def _check_mixture(mixture: Mapping[str, float], sources: Sequence[str]) -> None:

@@ -45,6 +45,7 @@ from actors.sentence_pairs import read_pairs, score_pairs
 from actors.settings import EVALUATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
 from actors.verifier import Verifier
 from cluster.capacity import wait_for_capacity
+from cluster.ignored_settings import reject_ignored
 from cluster.paths import list_files
 from cluster.placement import Execution, Placement
 from cluster.progress import show_activity
@@ -221,6 +222,33 @@ def check(config: EvaluateConfig) -> None:
         )
     for name in ("generators", "scorers"):
         getattr(config.execution, name).check(f"execution.{name}", forms_process_group=False)
+    _reject_ignored(config)
+
+
+def _reject_ignored(config: EvaluateConfig) -> None:
+    """Raises ValueError for a setting that would have no effect, and if nothing would be measured."""
+    has_scores = any(value is not None for value in (config.text, config.stereotype_pairs, config.reward))
+    if not has_scores and not config.generation:
+        raise ValueError("text, generation, stereotype_pairs, reward: set one of them; else nothing would be measured")
+    if not has_scores:
+        reason = "without text, stereotype_pairs and reward nothing is scored"
+        reject_ignored(config.execution, "scorers", path="execution", reason=reason)
+    if config.text is None:
+        reject_ignored(config, "text_models", "overlap", path="", reason="`text` is not set")
+    if not config.generation:
+        reason = "without `generation` no prompts are completed"
+        reject_ignored(config.sampling, "temperature", "max_new_tokens", "seed", path="sampling", reason=reason)
+        reject_ignored(config.execution, "generators", "kv_cache_gib", path="execution", reason=reason)
+    elif config.execution.generators.gpus_per_worker > 0:
+        reject_ignored(config.execution, "kv_cache_gib", path="execution", reason="the engines run on GPUs")
+    if config.sampling.temperature == 0:
+        reject_ignored(config.sampling, "seed", path="sampling", reason="with temperature 0 nothing is sampled")
+    for number, pair in enumerate(config.compare):
+        if not any(set(pair) <= set(task.models or config.models) for task in config.generation):
+            raise ValueError(
+                f"compare[{number}]: {pair} would have no effect, because no task of `generation` is completed by "
+                "both models; remove it, or add them to the models of a task"
+            )
 
 
 def _check_models(config: EvaluateConfig, where: str, names: Sequence[str]) -> None:
@@ -282,17 +310,30 @@ def _find_repeated(names: Sequence[str]) -> list[str]:
 
 
 def check_records(config: EvaluateConfig) -> None:
-    """Raises ValueError for a malformed prompt, sentence pair or preference.
+    """Raises ValueError for a malformed prompt, sentence pair or preference, and for engines without any prompt.
 
-    The error names the file and line of the malformed record.
+    The error for a malformed record names its file and line.
     """
-    for task in config.generation:
-        _records(task)
+    _check_engines(config, {task.name: len(_records(task)) for task in config.generation})
     if config.stereotype_pairs is not None:
         read_pairs(config.stereotype_pairs)
     if config.reward is not None:
         counts = probe_records(list_files(config.preferences), "preferences")
         check_quarantined(counts, config.max_quarantined, field="preferences", where="")
+
+
+def _check_engines(config: EvaluateConfig, num_prompts: Mapping[str, int]) -> None:
+    """Raises ValueError if there are engines that never have work. `num_prompts` has the prompts of each task."""
+    num_engines, num_batches = config.execution.generators.workers, 0
+    for model in config.models:  # the engines complete the prompts of one model after the other
+        tasks = [task for task in config.generation if model in (task.models or config.models)]
+        prompts = sum(num_prompts[task.name] for task in tasks)
+        num_batches = max(num_batches, math.ceil(prompts / EVALUATION_BATCH_PROMPTS))
+    if config.generation and num_engines > num_batches:
+        raise ValueError(
+            f"execution.generators.workers: {num_engines} engines, but no model has more than {num_batches} generation "
+            f"batches of {EVALUATION_BATCH_PROMPTS} prompts, so some engines would be idle; set it to {num_batches}"
+        )
 
 
 def check_inputs(config: EvaluateConfig, inputs: Mapping[str, Artifact]) -> None:

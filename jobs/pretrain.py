@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cluster.ignored_settings import reject_ignored
 from cluster.process_group import RankContext
 from cluster.storage import Storage
 from data.tokens.mixture import check_weights
@@ -89,7 +90,8 @@ class PretrainConfig:
     model: NewModelConfig = field(default_factory=NewModelConfig)
     """Sizes of a new model. They must not be set together with `init`."""
     max_length: int = 1024
-    """Longest sequence that a new model supports, in tokens. It must be at least sequence_length."""
+    """Longest sequence that a new model supports, in tokens. It must be at least sequence_length, and must not be set
+    together with `init`."""
     sequence_length: int = 256
     """Length of a training sample, in tokens."""
     global_batch_size: int = 32
@@ -122,6 +124,8 @@ def check(config: PretrainConfig) -> None:
             "model: `init` is set, so the sizes come from that model and the ones in `model` would be ignored; remove "
             "one of the two"
         )
+    if config.init is not None:
+        reject_ignored(config, "max_length", path="", reason="`init` is set, and the max_length is that of its model")
 
 
 def check_planned_inputs(config: PretrainConfig, planned: PlannedInputs) -> None:

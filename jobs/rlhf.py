@@ -124,6 +124,11 @@ def check(config: RLHFConfig) -> None:
         )
     if config.execution.held_out_interval and not config.held_out_prompts:
         raise ValueError("execution.held_out_interval: needs held_out_prompts; add some, or set the interval to 0")
+    if config.execution.held_out_interval >= config.steps:
+        raise ValueError(
+            f"execution.held_out_interval: {config.execution.held_out_interval} would have no effect, because the run "
+            f"has {config.steps} steps, and the end is always measured; lower it, or set it to 0"
+        )
 
 
 def check_prompts(config: RLHFConfig) -> None:

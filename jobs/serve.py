@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from actors.server import ServerSettings, ServeSummary, TimedAnswer, ask, free_port, running_server
+from cluster.ignored_settings import reject_ignored
 from cluster.placement import Execution
 from cluster.progress import show_activity
 from cluster.storage import Storage
@@ -62,6 +63,8 @@ def check(config: ServeConfig) -> None:
         raise ValueError(f"max_new_tokens: {config.max_new_tokens} must be at least 1")
     if config.temperature < 0:
         raise ValueError(f"temperature: {config.temperature} must be 0 or above")
+    if config.temperature == 0:
+        reject_ignored(config, "seed", path="", reason="with temperature 0 nothing is sampled")
 
 
 def check_inputs(config: ServeConfig, inputs: Mapping[str, Artifact]) -> None:

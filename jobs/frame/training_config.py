@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.ignored_settings import reject_ignored
 from cluster.placement import Execution, Placement
 from jobs.frame.sizes import activation_gib, checkpoint_gib, model_config_of, parameters_mib, training_state_mib
 from jobs.frame.stage import PlannedInputs
@@ -118,8 +119,8 @@ class TrainingConfig(Protocol):
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Raises ValueError if a setting that all training stages have is out of range. Only the config is checked; the
-    inputs are not read."""
+    """Raises ValueError if a setting that all training stages have is out of range or would have no effect. Only the
+    config is checked; the inputs are not read."""
     if config.steps < 1:
         raise ValueError(f"steps: {config.steps} must be at least 1")
     if config.sequence_length < 2:
@@ -128,6 +129,12 @@ def check_training(config: TrainingConfig) -> None:
         raise ValueError(f"global_batch_size: {config.global_batch_size} must be at least 1")
     config.optimizer.check(config.steps)
     config.execution.check(config.global_batch_size)
+    if config.optimizer.warmup_steps == config.steps:
+        reason = f"all {config.steps} steps belong to the warm-up"
+        reject_ignored(config.optimizer, "final_lr_ratio", path="optimizer", reason=reason)
+    if config.execution.checkpoint_interval >= config.steps:
+        reason = "checkpoint_interval is not below steps, so that there is only the last checkpoint"
+        reject_ignored(config.execution, "keep_checkpoints", path="execution", reason=reason)
 
 
 def training_placements(config: TrainingConfig) -> Sequence[Mapping[str, Placement]]:

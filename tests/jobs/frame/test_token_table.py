@@ -67,7 +67,7 @@ CONFIGS = {
     "sft": {"init": "MODEL", "chats": ["chats.jsonl"]},
     "reward": {"init": "MODEL", "preferences": ["chats.jsonl"]},
     "rlhf": {"policy": "MODEL", "prompts": ["chats.jsonl"], "held_out_prompts": ["chats.jsonl"], "verifier": "v.py:v"},
-    "evaluate": {"models": {"a": "MODEL"}, "generation": []},
+    "evaluate": {"models": {"a": "MODEL"}, "stereotype_pairs": "configs/tiny/stereotype_pairs.jsonl"},
     "serve": {"model": "MODEL", "questions": ["Hello?"]},
     "compress": {"model": "MODEL", "text": "MODEL"},
 }
