@@ -104,6 +104,8 @@ _CONTRACTION = regex.compile(
     r"|([cC]an)(not)|([gG]on)(na)|([gG]ot)(ta)"
 )
 _LONG_STRING = regex.compile(r"[\w\u200c\u200d]+|[^\w\s]")
+_MAY_BE_UNIT = re.compile("[\u0e00-\u109f\u1780-\u1bff\u2e80-\uabff\uf900-\ufaff\uff66-\uff9f\U00010000-\U0003ffff]")
+"""The blocks of scripts without spaces and of Tibetan, and some others."""
 _LETTERS_AND_DIGITS = regex.compile(r"[^\W_]+")
 """Includes combining marks, which the module `re` of the standard library would not."""
 _ASCII_TABLE = "".join(chr(code) if chr(code).isalnum() else " " for code in range(128))
@@ -173,6 +175,11 @@ def unit_of(word: str) -> Unit:
     if "\u0f00" <= first <= "\u0fff":  # Tibetan, whose syllables are separated by dots
         return Unit.IDEOGRAPH
     return _UNIT_OF_CLASS.get(_CLASS_TABLE[ord(first)], Unit.WORD)
+
+
+def may_have_units(text: str) -> bool:
+    """Quick test whether a text may have an ideograph or a syllable of a script without spaces, or Tibetan."""
+    return not text.isascii() and _MAY_BE_UNIT.search(text) is not None
 
 
 class _ClassTable(dict[int, str]):

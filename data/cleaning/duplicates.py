@@ -3,9 +3,10 @@
 `data/corpus/exact_duplicates.py` and `data/corpus/clusters.py` run these steps on the whole corpus.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data.cleaning.step import check_at_least, check_share
+from data.cleaning.word_runs import UnitsPerWord
 
 _MAX_SIGNATURE_VALUES = 1024
 
@@ -28,13 +29,15 @@ class NearDuplicates:
 
     Near-duplicates of near-duplicates count too: if A is a near-duplicate of B, and B of C, only one of the three is
     kept. The texts are compared by their shingles, which are the sequences of `ngram` consecutive words. A text with
-    fewer words is a single shingle. Before a text is split into words, it is normalized (NFKC) and case folded,
-    invisible characters such as soft hyphens are removed, and punctuation marks, symbols and control characters become
-    spaces. In scripts that are written without spaces (Chinese, Japanese, Thai, …), each character is a word.
+    fewer words is a single shingle. Case, punctuation, symbols, invisible characters such as soft hyphens, and the
+    Unicode form (NFKC) are ignored.
     """
 
     ngram: int = 5
     """Number of words in a shingle."""
+    units_per_word: UnitsPerWord = field(default_factory=UnitsPerWord)
+    """How many ideographs or syllables of a script without spaces count as one word. With the defaults, 5 words are as
+    much as 9 ideographs or 15 syllables."""
     threshold: float = 0.7
     """Two documents are near-duplicates if the Jaccard similarity of their sets of shingles is at least this. The
     similarity is estimated from the documents' MinHash signatures."""
@@ -48,6 +51,7 @@ class NearDuplicates:
         """Raises ValueError for a value out of its range."""
         for name in ("ngram", "bands", "rows"):
             check_at_least(f"{field_path}.{name}", self.__dict__[name], 1)
+        self.units_per_word.check(f"{field_path}.units_per_word")
         check_share(f"{field_path}.threshold", self.threshold)
         if self.threshold == 0:
             raise ValueError(

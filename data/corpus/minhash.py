@@ -1,11 +1,11 @@
 """MinHash signatures of documents (Broder 1997) and the hashes of their bands.
 
-A shingle is a run of `ngram` consecutive words. Two documents are near-duplicates if they share most of their shingles,
-that is, if the Jaccard similarity J of their sets of shingles is high. A signature has K = bands * rows values. Each
-value is the minimum of a random hash function over the document's shingles. The values at the same position of two
-signatures are equal with the probability J. A band is a run of `rows` consecutive values. Two documents are candidates
-if at least one band of their signatures is equal, which has the probability 1 - (1 - J^rows)^bands. `links.py` compares
-the signatures of candidates.
+A shingle is a run of consecutive words with the amount of `ngram` words (`data/cleaning/word_runs.py`). Two documents
+are near-duplicates if they share most of their shingles, that is, if the Jaccard similarity J of their sets of shingles
+is high. A signature has K = bands * rows values. Each value is the minimum of a random hash function over the
+document's shingles. The values at the same position of two signatures are equal with the probability J. A band is a run
+of `rows` consecutive values. Two documents are candidates if at least one band of their signatures is equal, which has
+the probability 1 - (1 - J^rows)^bands. `links.py` compares the signatures of candidates.
 
 In shapes, N is the number of documents and K the number of values of a signature.
 """
@@ -14,50 +14,25 @@ import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from data.cleaning.duplicates import NearDuplicates
+from data.cleaning.word_runs import WORD_AMOUNT, RunHasher, UnitsPerWord, run_ends
+from data.words import StringCache, may_have_units, plain_words
 
 _BLOCK_SHINGLES = 1 << 16
 """Number of shingles that are hashed at once. They fit in the processor's cache. Blocks of 4,096 shingles would take
 twice the time."""
-_SCRIPTS_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-"""The scripts that put no spaces between words, by the first word of their characters' Unicode names."""
 
 
 # Words and shingles.
 
 
-class _CharacterTable(dict[int, int | str]):
-    """Table for `str.translate` that prepares a text for splitting at white space.
-
-    The table removes invisible characters and replaces punctuation by spaces. It puts a space before and after each
-    character of a script without spaces between words (`_SCRIPTS_WITHOUT_SPACES`). The entry of a character is computed
-    when the character first occurs.
-    """
-
-    def __missing__(self, code: int) -> int | str:
-        character = chr(code)
-        category = unicodedata.category(character)
-        if category == "Cf":  # format characters such as soft hyphens and joiners
-            self[code] = ""
-        elif category[0] in "PSZC":  # punctuation, symbols, separators, control characters
-            self[code] = " "
-        elif unicodedata.name(character, "").startswith(_SCRIPTS_WITHOUT_SPACES):
-            self[code] = f" {character} "
-        else:
-            self[code] = code
-        return self[code]
-
-
-_CHARACTER_TABLE = _CharacterTable()
-
-
-def split_words(text: str) -> list[str]:
-    """Split a text into words as `NearDuplicates` defines them. A text without words, such as `!!!`, is one word."""
-    normalized = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return normalized.translate(_CHARACTER_TABLE).split() or [normalized]
+def shingle_words(text: str) -> list[str]:
+    """Return the words of a text (`plain_words`). A text without words, such as `!!!`, is one word."""
+    return plain_words(text) or [unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())]
 
 
 @lru_cache(maxsize=1 << 17)
@@ -66,46 +41,79 @@ def _word_hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
-def _shingle_blocks(texts: Sequence[str], ngram: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+@lru_cache(maxsize=2)
+def _amounts_by_word(units: UnitsPerWord) -> StringCache[int]:
+    return StringCache(units.amount_of)
+
+
+class _WordArrays(NamedTuple):
+    """The words of a text. If there are fewer than `ngram`, words with the hash 0 are added."""
+
+    hashes: np.ndarray
+    """Hash of each word (uint64)."""
+    amounts: np.ndarray
+    """Amount of each word (int64)."""
+    is_short: bool
+    """Whether the words hold less than the amount of `ngram` words, so that all of them are a single shingle."""
+
+
+def _word_arrays(text: str, settings: NearDuplicates) -> _WordArrays:
+    words = shingle_words(text)
+    size = max(len(words), settings.ngram)
+    hashes = np.zeros(size, np.uint64)
+    hashes[: len(words)] = np.fromiter(map(_word_hash, words), np.uint64, len(words))
+    amounts = np.full(size, WORD_AMOUNT, np.int64)
+    is_short = len(words) < settings.ngram
+    if may_have_units(text):
+        amounts_by_word = _amounts_by_word(settings.units_per_word)
+        amounts[: len(words)] = np.fromiter(map(amounts_by_word.__getitem__, words), np.int64, len(words))
+        is_short = int(amounts[: len(words)].sum()) < settings.ngram * WORD_AMOUNT
+    return _WordArrays(hashes, amounts, is_short)
+
+
+def _shingle_blocks(texts: Sequence[str], settings: NearDuplicates) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (hashes of the shingles, position of each text's first shingle) for blocks of consecutive texts.
 
     A block has about `_BLOCK_SHINGLES` shingles.
     """
-    word_hashes: list[np.ndarray] = []  # an array for each text
+    block: list[_WordArrays] = []
     num_words = 0
     for text in texts:
-        words = split_words(text)
-        text_hashes = np.zeros(max(len(words), ngram), np.uint64)  # zeros pad a text that is shorter than a shingle
-        text_hashes[: len(words)] = np.fromiter(map(_word_hash, words), np.uint64, len(words))
-        word_hashes.append(text_hashes)
-        num_words += len(text_hashes)
+        block.append(_word_arrays(text, settings))
+        num_words += len(block[-1].hashes)
         if num_words >= _BLOCK_SHINGLES:
-            yield _hash_shingles(word_hashes, ngram)
-            word_hashes, num_words = [], 0
-    if word_hashes:
-        yield _hash_shingles(word_hashes, ngram)
+            yield _hash_shingles(block, settings.ngram)
+            block, num_words = [], 0
+    if block:
+        yield _hash_shingles(block, settings.ngram)
 
 
-def _hash_shingles(word_hashes: list[np.ndarray], ngram: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hash the shingles of several texts, given the hashes of the words of each text.
+def _hash_shingles(texts: list[_WordArrays], ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of all shingles of several texts (uint64) and the position of each text's first shingle.
 
-    Returns the hashes of all shingles (uint64) and the position of each text's first shingle. A shingle's hash is a
-    polynomial of its words' hashes, whose bits are mixed at the end. The hash has 64 bits because a short text has only
-    a single shingle, whose hash alone distinguishes the text from other short texts.
+    A shingle's hash is a polynomial of its words' hashes, whose bits are mixed at the end. The hash has 64 bits because
+    a short text has only a single shingle, whose hash alone distinguishes the text from other short texts.
     """
-    joined = np.concatenate(word_hashes)
-    ends = np.cumsum([len(text_hashes) for text_hashes in word_hashes])
-    runs = np.zeros(len(joined) - ngram + 1, np.uint64)
-    for offset in range(ngram):
-        runs = runs * _FACTOR + joined[offset : offset + len(runs)]
-    is_within_text = np.ones(len(joined), bool)
-    is_within_text[(ends[:, None] - np.arange(1, ngram)).ravel()] = False  # these runs extend into the next text
-    # A text of n words has n - ngram + 1 shingles, so every text before moves a start by ngram - 1 to the left.
-    starts = np.concatenate([[0], ends[:-1]]) - (ngram - 1) * np.arange(len(word_hashes))
-    return mix_bits(runs[is_within_text[: len(runs)]]), starts
+    hashes = np.concatenate([text.hashes for text in texts])
+    lengths = np.array([len(text.hashes) for text in texts])
+    is_short = np.array([text.is_short for text in texts])
+    text_ends = np.cumsum(lengths)
+    text_starts = text_ends - lengths
+    ends = run_ends(np.concatenate([text.amounts for text in texts]), ngram)
+    is_shingle = np.zeros(len(hashes), bool)
+    is_shingle[: len(ends)] = ends <= np.repeat(text_ends, lengths)[: len(ends)]  # others extend into the next text
+    is_shingle &= ~np.repeat(is_short, lengths)
+    is_shingle[text_starts[is_short]] = True
+    all_ends = np.zeros(len(hashes), np.int64)
+    all_ends[: len(ends)] = ends
+    all_ends[text_starts[is_short]] = text_ends[is_short]
+    starts = np.flatnonzero(is_shingle)
+    first_shingles = np.searchsorted(starts, text_starts)
+    return mix_bits(RunHasher(hashes).hashes(starts, all_ends[starts])), first_shingles
 
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""A number that differs from band to band is multiplied by this arbitrary odd constant."""
 
 
 def mix_bits(values: np.ndarray) -> np.ndarray:
@@ -141,7 +149,7 @@ def minhash_signatures(texts: Sequence[str], settings: NearDuplicates) -> np.nda
     multipliers, offsets = _hash_functions(settings.bands * settings.rows)
     signatures = np.empty((len(texts), settings.bands * settings.rows), np.uint32)
     begin = 0  # position of the block's first text
-    for shingles, starts in _shingle_blocks(texts, settings.ngram):
+    for shingles, starts in _shingle_blocks(texts, settings):
         values = np.empty_like(shingles)
         block_signatures = signatures[begin : begin + len(starts)]
         for column, (multiplier, offset) in enumerate(zip(multipliers, offsets, strict=True)):

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from data.cleaning.duplicates import NearDuplicates
 from data.corpus.links import WINDOW, find_links, lowest_in_component, representatives
-from data.corpus.minhash import band_hashes, minhash_signatures, signature_digests, split_words
+from data.corpus.minhash import band_hashes, minhash_signatures, shingle_words, signature_digests
 
 SETTINGS = NearDuplicates()
 
@@ -134,7 +134,7 @@ def random_text(rng: random.Random, num_words: int) -> str:
 
 
 def shingle_set(text: str) -> set[tuple[str, ...]]:
-    words = split_words(text)
+    words = shingle_words(text)
     return {tuple(words[at : at + 5]) for at in range(max(len(words) - 4, 1))}
 
 
