@@ -17,6 +17,8 @@ needs no dictionary and gives the same words everywhere. A word is then
 - one orthographic syllable of the others (Thai, Lao, Khmer, Burmese, Javanese, …): a letter with its marks, the letters
   stacked below it, and the vowels around it. In Burmese, the final consonant of the syllable belongs to it too.
 
+With `words: icu`, the dictionaries of ICU cut Chinese, Japanese, Thai, Lao, Khmer and Burmese into real words instead.
+
 `plain_words` cuts by the same classes, but for comparing texts: without punctuation, case and typographic variants.
 """
 
@@ -24,8 +26,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from enum import Enum
+from importlib.util import find_spec
 from itertools import chain
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import regex
 
@@ -64,6 +67,12 @@ _WORDS_BY_CLASS = re.compile(
     f"k[kym]*+|h[ym]*+|im*+|v*+l{_MARKS_AFTER}|b{_MARKS_AFTER}(?:bm?a{_MARKS_AFTER})*+|o[oam-]*+|[am-]++|.", re.DOTALL
 )
 """The words in a string of class letters. A sequence that begins with "o" is text in scripts with spaces."""
+_ICU_RUN = regex.compile(
+    r"(?V1)((?:[[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ーｰﾞﾟ]&&[\p{L}\p{Nl}]]"
+    r"[\p{M}\u200c\u200d]*+)++)"
+)
+"""Text in the scripts for which ICU has dictionaries."""
+_BEYOND_BMP = regex.compile(r"[^\u0000-\uffff]")
 _SEPARATOR = regex.compile(r"[\u200b\u0f0b\u0f0c]|(?<!፡)፡(?!፡)")
 """Characters that separate words but are not white space. Two Ethiopic word spaces are a full stop, not separators."""
 
@@ -133,12 +142,36 @@ class StringCache(dict[str, Value]):
         return value
 
 
-def split_words(text: str) -> list[str]:
+def space_separated_words(text: str) -> list[str]:
+    """Return what is between the white space of a text: words with their punctuation marks.
+
+    Text in scripts without spaces is cut as `split_words` does, and the marks between its words are left out.
+    """
+    if text.isascii():
+        return text.split()
+    return list(chain.from_iterable(map(_SPACE_SEPARATED_STRINGS.__getitem__, text.split())))
+
+
+WordRule = Literal["classes", "icu"]
+"""How text in scripts without spaces is cut: by classes of characters, or by the dictionaries of ICU."""
+
+
+def split_words(text: str, rule: WordRule = "classes") -> list[str]:
     """Return the words and punctuation marks of a text in order.
 
     Together they are the text without white space and without the characters of `_SEPARATOR`.
     """
-    return list(chain.from_iterable(map(_SPLIT_STRINGS.__getitem__, text.split())))
+    strings = _SPLIT_STRINGS if rule == "classes" else _SPLIT_STRINGS_BY_ICU
+    return list(chain.from_iterable(map(strings.__getitem__, text.split())))
+
+
+def check_word_rule(field_path: str, rule: WordRule) -> None:
+    """Raises ValueError if the rule needs a package that is not installed."""
+    if rule == "icu" and find_spec("icu4py") is None:
+        raise ValueError(
+            f"{field_path}: icu needs the package icu4py, which is not installed; install it with "
+            "`pip install raymill[languages]`, or set classes"
+        )
 
 
 def plain_words(text: str) -> list[str]:
@@ -220,6 +253,33 @@ def _split_string(string: str) -> tuple[str, ...]:
     return _cut(string, _split_spaced)
 
 
+def _split_string_by_icu(string: str) -> tuple[str, ...]:
+    """Split a string as `_split_string` does, but with the dictionaries of ICU."""
+    if string.isascii():
+        return _SPLIT_STRINGS[string]
+    words: list[str] = []
+    for part in filter(None, _SEPARATOR.split(string)):
+        # At odd indices are the matches.
+        for index, run in enumerate(_ICU_RUN.split(part)):
+            words += _cut_by_icu(run) if index % 2 else _SPLIT_STRINGS[run]
+    return tuple(words)
+
+
+def _cut_by_icu(string: str) -> list[str]:
+    from icu4py.breakers import WordBreaker
+
+    # icu4py 1.2 counts a character beyond U+FFFF twice. ICU takes all ideographs that are not in its dictionary alike.
+    proxy = _BEYOND_BMP.sub("一", string)
+    return [string[start:stop] for start, stop in WordBreaker(proxy, "root").segments() if start < stop]
+
+
+def _space_separated_string(string: str) -> tuple[str, ...]:
+    """Return the words of a string without white space as `space_separated_words` does."""
+    if not string.translate(_CLASS_TABLE).strip("oam-"):
+        return (string,)
+    return _cut(string, lambda rest: [rest] if any(map(str.isalnum, rest)) else [])
+
+
 def _plain_string(string: str) -> tuple[str, ...]:
     """Return the words of a string without white space as `plain_words` does."""
     # Case folding can undo the normal form, so the text is normalized before and after it.
@@ -263,4 +323,6 @@ _UNMARKED_CONTRACTIONS = frozenset(("cannot", "Cannot", "gonna", "Gonna", "gotta
 
 
 _SPLIT_STRINGS = StringCache(_split_string)
+_SPLIT_STRINGS_BY_ICU = StringCache(_split_string_by_icu)
+_SPACE_SEPARATED_STRINGS = StringCache(_space_separated_string)
 _PLAIN_STRINGS = StringCache(_plain_string)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from data.cleaning.language_rules import rules_for
 from data.cleaning.sentences import line_ends_sentence, num_sentences
 from data.cleaning.step import Outcome, check_at_least
-from data.words import split_words
+from data.words import space_separated_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def _kept_lines(text: str, settings: C4Quality, changes: Counter[str], has_marks
         lower = line.lower()
         if settings.terminal_punctuation and has_marks and not _ends_well(line):
             changes["c4_quality/terminal_punctuation"] += 1
-        elif len(words) < (settings.min_words_per_line or 0) and _num_words(line) < (settings.min_words_per_line or 0):
+        elif len(space_separated_words(line)) < (settings.min_words_per_line or 0):
             changes["c4_quality/few_words"] += 1
         elif _drop_reason_of_line(line, lower, settings):
             yield line
@@ -123,12 +123,7 @@ def _has_long_word(line: str, words: list[str], max_length: int | None) -> bool:
     """Return whether a word has more than `max_length` characters. Most lines are too short for such a word."""
     if max_length is None or len(line) <= max_length or not any(len(word) > max_length for word in words):
         return False
-    return line.isascii() or any(len(word) > max_length for word in split_words(line))
-
-
-def _num_words(line: str) -> int:
-    """Return the number of words of a line. White space separates words, except in scripts without spaces."""
-    return len(line.split()) if line.isascii() else len(split_words(line))
+    return line.isascii() or any(len(word) > max_length for word in space_separated_words(line))
 
 
 def _ends_well(line: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from data.cleaning.step import Outcome, check_at_least, check_shares
+from data.words import space_separated_words
 
 _MAX_NOTICE_CHARACTERS = 200
 """A longer line is kept even if it contains a phrase, because it is probably not a notice. For example, it may be a
@@ -33,8 +34,8 @@ class CleanLines:
     )
     """Remove lines of at most 200 characters that contain one of these phrases. Upper and lower case do not matter."""
     min_words: int | None = None
-    """Remove lines with fewer words than this. Words are separated by white space. The rule removes menus, but also
-    verse and code."""
+    """Remove lines with fewer words than this. Words are separated by white space and, in scripts without spaces, as
+    `data/words.py` says. The rule removes menus, but also verse and code."""
     max_characters: int | None = None
     """Remove lines with more characters than this. With 100,000, the rule removes minified code and data, but no
     ordinary paragraph."""
@@ -103,7 +104,7 @@ def _line_checker(settings: CleanLines) -> Callable[[str], str | None]:
             lower = line.lower()
             if any(phrase in lower for phrase in phrases):
                 return "phrases"
-        if settings.min_words and len(line.split(None, settings.min_words - 1)) < settings.min_words:
+        if settings.min_words and len(space_separated_words(line)) < settings.min_words:
             return "min_words"
         if settings.max_non_alphabetic is not None and _non_alphabetic_share(line) > settings.max_non_alphabetic:
             return "non_alphabetic"

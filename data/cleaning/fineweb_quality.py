@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from data.cleaning.language_rules import LanguageRules, LanguageSettings
 from data.cleaning.sentences import line_ends_sentence
 from data.cleaning.step import Outcome, check_at_least, check_shares, filter_by_language, is_above
-from data.words import Unit, split_words, unit_of
+from data.words import Unit, WordRule, check_word_rule, split_words, unit_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,12 @@ class FineWebQuality:
     `max_line_breaks_per_word`, where
     these have their default values, which are for English. The language is the one that the step `language` found, or
     else the most important one of the script. With false, documents in all languages are judged by the same values."""
+    words: WordRule = "classes"
+    """How text in scripts without spaces is cut into words: by `classes` of characters, or by the dictionaries of `icu`
+    (Chinese, Japanese, Thai, Lao, Khmer, Burmese), which need `pip install raymill[languages]`."""
 
     def check(self, field_path: str) -> None:
+        check_word_rule(f"{field_path}.words", self.words)
         check_shares(
             field_path,
             min_punctuated_lines=self.min_punctuated_lines,
@@ -78,14 +82,14 @@ def _drop_reason(text: str, settings: FineWebQuality, rules: LanguageRules) -> s
     repeated = sum(map(len, lines)) - sum(map(len, set(lines)))
     if is_above(repeated / (len(text) - breaks), settings.max_duplicate_characters):
         return "fineweb_quality/duplicate_characters"
-    if breaks and is_above(breaks / _num_words(text, rules), settings.max_line_breaks_per_word):
+    if breaks and is_above(breaks / _num_words(text, settings.words, rules), settings.max_line_breaks_per_word):
         return "fineweb_quality/line_breaks_per_word"
     return None
 
 
-def _num_words(text: str, rules: LanguageRules) -> float:
+def _num_words(text: str, rule: WordRule, rules: LanguageRules) -> float:
     """Return the number of words and punctuation marks, with the units of scripts without spaces counted as words."""
-    words = split_words(text)
+    words = split_words(text, rule)
     if text.isascii():
         return len(words)
     num_units = sum(unit_of(word) is not Unit.WORD for word in words)

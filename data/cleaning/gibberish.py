@@ -100,8 +100,8 @@ def _direction_of_ngrams(letters: np.ndarray, n: int) -> float:
     shifted = [letters[start : start + places] for start in range(n)]
     is_ngram = np.logical_and.reduce([part > 0 for part in shifted]) & (shifted[0] != shifted[-1])
     # A code point has 21 bits, so three of them fit in 63.
-    forward = sum(part << 21 * position for position, part in enumerate(shifted))[is_ngram]
-    backward = sum(part << 21 * position for position, part in enumerate(reversed(shifted)))[is_ngram]
+    forward = np.bitwise_or.reduce([part << 21 * position for position, part in enumerate(shifted)])[is_ngram]
+    backward = np.bitwise_or.reduce([part << 21 * position for position, part in enumerate(shifted[::-1])])[is_ngram]
     num_same = _num_equal_pairs(forward)
     num_reversed = _num_equal_pairs(np.minimum(forward, backward)) - num_same
     return (num_same - num_reversed) / (num_same + num_reversed + 1) ** 0.5

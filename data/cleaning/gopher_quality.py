@@ -13,7 +13,7 @@ import numpy as np
 
 from data.cleaning.language_rules import LanguageRules, LanguageSettings
 from data.cleaning.step import Outcome, check_at_least, check_range, check_shares, filter_by_language, is_above
-from data.words import StringCache, Unit, split_words, unit_of
+from data.words import StringCache, Unit, WordRule, check_word_rule, split_words, unit_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,12 @@ class GopherQuality:
     `min_alphabetic_words` and `stop_words`, where
     these have their default values, which are for English. The language is the one that the step `language` found, or
     else the most important one of the script. With false, documents in all languages are judged by the same values."""
+    words: WordRule = "classes"
+    """How text in scripts without spaces is cut into words: by `classes` of characters, or by the dictionaries of `icu`
+    (Chinese, Japanese, Thai, Lao, Khmer, Burmese), which need `pip install raymill[languages]`."""
 
     def check(self, field_path: str) -> None:
+        check_word_rule(f"{field_path}.words", self.words)
         check_range(field_path, "words", self.min_words, self.max_words)
         check_range(field_path, "mean_word_length", self.min_mean_word_length, self.max_mean_word_length)
         check_at_least(f"{field_path}.max_symbols_per_word", self.max_symbols_per_word or 0, 0)
@@ -87,7 +91,7 @@ def gopher_quality(texts: list[str], settings: GopherQuality, languages: Sequenc
 
     def drop_reason(text: str, language: str | None) -> str | None:
         adapted, rules = by_language.for_text(language, text)
-        words = split_words(text)
+        words = split_words(text, settings.words)
         reason = _reason_by_words(text, _count_words(words, rules), adapted) or _reason_by_lines(text, adapted)
         return reason or _reason_by_stop_words(text, words, adapted, rules)
 

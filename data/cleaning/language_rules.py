@@ -17,17 +17,19 @@ on Wikipedia and web pages, with a word segmenter for each language. Here they d
   quantiles of web pages, which by design would drop a tenth of the pages.
 - Scripts without spaces are cut into smaller units than words (`data/words.py`). `units_per_word` converts them. It was
   measured on the Universal Declaration: jieba 0.42 for Chinese, fugashi 1.5 with unidic-lite for Japanese, pythainlp 5
-  for Thai, laonlp 1 for Lao, khmer-nltk 1.6 for Khmer. For Burmese and Tibetan, no segmenter works without a download.
-  Theirs gives the Declaration 1.1 times as many words as in English, which is in the middle of the other languages.
+  for Thai, laonlp 1 for Lao, khmer-nltk 1.6 for Khmer, ICU 78 for Burmese. For Tibetan, no segmenter works without a
+  download. Its number gives the Declaration 1.1 times as many words as in English, as in the middle of all languages.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from math import ceil
 from typing import Any, NamedTuple, TypeVar
 from unicodedata import name
+
+from data.words import WordRule
 
 Settings = TypeVar("Settings", bound=Any)
 
@@ -54,8 +56,10 @@ class LanguageRules(NamedTuple):
     duplicate_ngrams: dict[int, float]
 
 
-def rules_for(language: str | None, text: str) -> LanguageRules | None:
+def rules_for(language: str | None, text: str, words: WordRule = "classes") -> LanguageRules | None:
     """Return the rules for a text. None means those of the settings, which are meant for English.
+
+    `words` is how text in scripts without spaces is cut.
 
     `language` is the ISO 639 code that the step `language` found. Without a code, the rules are those of the most
     important language of the script in which most of the text is written, and None for the Latin script.
@@ -63,7 +67,7 @@ def rules_for(language: str | None, text: str) -> LanguageRules | None:
     code = language.replace("_", "-").partition("-")[0].lower() if language else _language_of_script(text)
     if code == "en":
         return None
-    return _rules().get(code) or _unknown_language()
+    return _rules(words).get(code) or _unknown_language()
 
 
 def adapt_settings(settings: Settings, rules: LanguageRules) -> Settings:
@@ -88,7 +92,7 @@ class LanguageSettings:
 
         They are the settings unchanged, and `_NO_RULES`, for English and if `by_language` is off.
         """
-        rules = rules_for(language, text) if self._settings.by_language else None
+        rules = rules_for(language, text, self._settings.words) if self._settings.by_language else None
         if rules is None:
             return self._settings, _NO_RULES
         if id(rules) not in self._adapted:
@@ -98,7 +102,9 @@ class LanguageSettings:
 
 # The rules of all languages.
 
-_UNITS_PER_WORD = {"zh": 1.8, "yue": 1.8, "ja": 1.6, "th": 3.0, "lo": 2.5, "km": 2.7, "my": 2.3, "bo": 2.5}
+_UNITS_PER_WORD = {"zh": 1.8, "yue": 1.8, "ja": 1.6, "th": 3.0, "lo": 2.5, "km": 2.7, "my": 1.6, "bo": 2.5}
+_CUT_BY_ICU = ("zh", "yue", "ja", "th", "lo", "km", "my")
+"""Languages for which ICU has a dictionary."""
 _UNKNOWN_UNITS_PER_WORD = 2.0
 """For passages in scripts without spaces in documents of other languages."""
 _NO_RULES = LanguageRules(_UNKNOWN_UNITS_PER_WORD, (), False, True, 0, 0, 0, 0, 0, 0, 0, {}, {})
@@ -136,9 +142,10 @@ _MAX_DUPLICATE_NGRAMS = (0.225, 0.21, 0.195, 0.18, 0.165, 0.15)
 al. 2021, table A1)."""
 
 
-@lru_cache(maxsize=1)
-def _rules() -> dict[str, LanguageRules]:
+@lru_cache(maxsize=2)
+def _rules(word_rule: WordRule) -> dict[str, LanguageRules]:
     """Return the rules of each language of `_TABLE` by its code."""
+    units_per_word = dict.fromkeys(_CUT_BY_ICU, 1.0) if word_rule == "icu" else {}
     rules: dict[str, LanguageRules] = {}
     code, values, words = "", [""], list[str]()
     for line in [*_TABLE.splitlines(), "end"]:
@@ -146,19 +153,21 @@ def _rules() -> dict[str, LanguageRules]:
             words += line.split()
             continue
         if code:
-            rules[code] = _parse_rules(code, values, words)
+            rules[code] = _parse_rules(code, values, words, {**_UNITS_PER_WORD, **units_per_word})
         code, *values = line.split()
         words = []
     return rules
 
 
-def _parse_rules(code: str, values: Sequence[str], stop_words: Sequence[str]) -> LanguageRules:
+def _parse_rules(
+    code: str, values: Sequence[str], stop_words: Sequence[str], units_per_word: Mapping[str, float]
+) -> LanguageRules:
     min_length, max_length, alphabetic, lines, breaks, punctuated = map(float, values[1:7])
     top, duplicate = ([float(share) for share in shares.split(",")] for shares in values[7:])
-    units = _UNITS_PER_WORD.get(code, 1)
+    units = units_per_word.get(code, 1)
     length = _WORDS_PER_ENGLISH_WORD.get(code, 1)
     return LanguageRules(
-        units_per_word=_UNITS_PER_WORD.get(code, _UNKNOWN_UNITS_PER_WORD),
+        units_per_word=units_per_word.get(code, _UNKNOWN_UNITS_PER_WORD),
         stop_words=(*stop_words, *_MORE_STOP_WORDS.get(code, "").split()),
         are_stop_words_parts=code in _ARE_STOP_WORDS_PARTS,
         has_sentence_marks=code not in ("th", "lo"),
@@ -187,7 +196,7 @@ def _ngram_shares(
 @lru_cache(maxsize=1)
 def _unknown_language() -> LanguageRules:
     """Return the rules for a language that is not in the table: no stop words, and the median of each threshold."""
-    spaced = [rules for code, rules in _rules().items() if code not in _UNITS_PER_WORD]
+    spaced = [rules for code, rules in _rules("classes").items() if code not in _UNITS_PER_WORD]
 
     def median(values: Sequence[float]) -> float:
         return sorted(values)[len(values) // 2]

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.cleaning.language_rules import LanguageSettings
 from data.cleaning.step import Outcome, check_share, check_shares, filter_by_language
-from data.words import split_words
+from data.words import WordRule, check_word_rule, split_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,12 @@ class Repetition:
     `top_ngrams` and `duplicate_ngrams`, where
     these have their default values, which are for English. The language is the one that the step `language` found, or
     else the most important one of the script. With false, documents in all languages are judged by the same values."""
+    words: WordRule = "classes"
+    """How text in scripts without spaces is cut into words: by `classes` of characters, or by the dictionaries of `icu`
+    (Chinese, Japanese, Thai, Lao, Khmer, Burmese), which need `pip install raymill[languages]`."""
 
     def check(self, field_path: str) -> None:
+        check_word_rule(f"{field_path}.words", self.words)
         check_shares(
             field_path,
             duplicate_paragraphs=self.duplicate_paragraphs,
@@ -96,7 +100,7 @@ def _reason_by_ngrams(text: str, settings: Repetition) -> str | None:
     An n-gram can occur several times only if its first n-1 words occur several times. So for each n, only the positions
     whose (n-1)-gram occurs several times are examined. In ordinary text, these positions are few.
     """
-    words = split_words(text)
+    words = split_words(text, settings.words)
     word_ids: defaultdict[str, int] = defaultdict(count().__next__)
     ids = np.fromiter(map(word_ids.__getitem__, words), np.int64, len(words))
     ends = np.zeros(len(words) + 1, dtype=np.int64)  # ends[i] is the number of characters of the first i words.

@@ -1,13 +1,14 @@
 """The step `symbol_ratio`: two of the quality rules of Gopher (Rae et al. 2021, arXiv:2112.11446, section A.1.1).
 
-Unlike the step `gopher_quality`, this step separates words only at white space, and its maximum applies to the sum of
-number signs and ellipses.
+Unlike the step `gopher_quality`, this step separates words only at white space (except in scripts without spaces), and
+its maximum applies to the sum of number signs and ellipses.
 """
 
 import re
 from dataclasses import dataclass
 
 from data.cleaning.step import Outcome, check_at_least, check_share, filter_outcome
+from data.words import space_separated_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ _SYMBOL = re.compile(r"#|\.\.\.|…")
 
 def symbol_ratio(texts: list[str], settings: SymbolRatio) -> Outcome:
     def drop_reason(text: str) -> str | None:
-        words = text.split()
+        words = space_separated_words(text)
         if len(_SYMBOL.findall(text)) > settings.max_symbols_per_word * len(words):
             return "symbol_ratio/symbols_per_word"
         if sum(any(map(str.isalpha, word)) for word in words) < settings.min_alphabetic_words * len(words):

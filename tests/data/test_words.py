@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from data.words import StringCache, plain_words, split_words
+from data.words import StringCache, check_word_rule, plain_words, space_separated_words, split_words
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,13 @@ def test_plain_words_do_not_depend_on_form_or_case(text: str) -> None:
     assert plain_words(text.upper()) == words == plain_words(" ".join(words))
 
 
+def test_space_separated_words_keep_their_marks_except_in_scripts_without_spaces() -> None:
+    assert space_separated_words('"Well-known," he said...') == ['"Well-known,"', "he", "said..."]
+    assert space_separated_words("«naïve» — हिन्दी,।") == ["«naïve»", "—", "हिन्दी,।"]
+    assert space_separated_words("我爱Web2,北京。 (abc)") == [*"我爱", "Web2,", *"北京", "(abc)"]
+    assert space_separated_words("สิทธิ \n") == ["สิ", "ท", "ธิ"]
+
+
 def test_a_string_that_is_too_long_for_a_word_is_split_by_the_simple_rule() -> None:
     assert split_words("a-b" * 100) == ["a"] + ["-", "ba"] * 99 + ["-", "b"]
 
@@ -112,3 +119,37 @@ def test_the_cache_is_bounded_and_does_not_change_results(monkeypatch: pytest.Mo
         assert len(lengths) <= 3
     assert lengths["x" * 1000] == 1000
     assert "x" * 1000 not in lengths
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("今日は東京タワーへ行きました。", "今日 は 東京タワー へ 行き ま した 。"),
+        ("我爱北京天安门，𠀀𠮷a。", "我 爱 北京 天安门 ， 𠀀𠮷 a 。"),
+        ("การยอมรับนับถือ ๒๕๖๗", "การ ยอมรับ นับถือ ๒๕๖๗"),
+        ("ສິດທິມະນຸດ", "ສິດທິ ມະນຸດ"),
+        ("សិទ្ធិ\u200bមនុស្ស។", "សិទ្ធិ មនុស្ស ។"),
+        ("ကျွန်ုပ်တို့၏။", "ကျွန်ုပ် တို့ ၏ ။"),
+        ("ꦲꦏ꧀ꦱ don't हिन्दी है।", "ꦲ ꦏ꧀ꦱ do n't हिन्दी है ।"),
+    ],
+)
+def test_icu_cuts_the_scripts_for_which_it_has_a_dictionary(text: str, words: str) -> None:
+    pytest.importorskip("icu4py")
+    assert split_words(text, "icu") == words.split()
+
+
+def test_icu_loses_no_character() -> None:
+    pytest.importorskip("icu4py")
+    generator = random.Random(0)
+    alphabet = "中々〇ーアァｶﾞあっ。、𠀀𠮷🙂 a1๒กเแะาำิ์ๆຊສິ\u200cကခ့်္ျ၏។កខ្៊ាꦏ꧀ꦱ"
+    for _ in range(2000):
+        text = "".join(generator.choices(alphabet, k=generator.randint(0, 40)))
+        assert "".join(split_words(text, "icu")) == "".join(text.split()), repr(text)
+
+
+def test_a_rule_whose_package_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_word_rule("steps[0].repetition.words", "classes")
+    monkeypatch.setattr("data.words.find_spec", lambda name: None)
+    check_word_rule("steps[0].repetition.words", "classes")
+    with pytest.raises(ValueError, match=r"steps\[0\].repetition.words: icu needs the package icu4py, which is not"):
+        check_word_rule("steps[0].repetition.words", "icu")

@@ -25,6 +25,7 @@ def test_each_rule_removes_and_counts_its_lines() -> None:
     assert cleaned("a\nb\n", max_blank_lines=0) == ("a\nb", {"blank": 1})
     assert cleaned("Here WE use\nYes, we use it.", phrases=["We Use"]) == ("", {"phrases": 2})
     assert cleaned("one two\none\n\none two three", min_words=2) == ("one two\n\none two three", {"min_words": 1})
+    assert cleaned("我们爱北京。\n首页\nสิทธิมนุษยชน", min_words=4) == ("我们爱北京。\nสิทธิมนุษยชน", {"min_words": 1})
     assert cleaned("abc\nabcd", max_characters=3) == ("abc", {"max_characters": 1})
     assert cleaned("ab 12\na 123", max_non_alphabetic=0.5) == ("ab 12", {"non_alphabetic": 1})
     assert cleaned("a\n a\n\nb\n\na", dedupe_lines=True) == ("a\n\nb\n", {"repeated": 2})

@@ -2,11 +2,18 @@
 
 import random
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from cluster.plain import from_plain
 from data.cleaning.gibberish import Gibberish, _direction_of_ngrams, gibberish
+from data.cleaning.language_rules import rules_for
+from data.cleaning.recipe import Step, clean
+from data.document import Document
 
 ALPHABETS = {
     "Latin": "abcdefghijklmnoprstuvz",
@@ -35,7 +42,7 @@ def made_up_prose(alphabet: str, num_letters: int, seed: int) -> str:
         return "".join(letters)
 
     words = [word() for _ in range(200)]
-    weights = [1 / rank for rank in range(1, 201)]
+    weights = [1 / (rank + 9) for rank in range(200)]
     return " ".join(draw.choices(words, weights, k=num_letters // 4)) + "."
 
 
@@ -95,3 +102,47 @@ def test_the_direction_of_pairs_is_counted_as_by_hand() -> None:
 def test_the_error_names_the_wrong_setting() -> None:
     with pytest.raises(ValueError, match=r"steps\[0\].gibberish.max_characters: 50 must be at least 100"):
         Gibberish(max_characters=50).check("steps[0].gibberish")
+
+
+# The multilingual recipe on made-up languages, each in a script of its own. benchmarks/multilingual.py does the same on
+# real texts.
+
+SPACED = {"Cyrillic": "ru", "Greek": "el", "Arabic": "ar", "Devanagari": "hi", "Ethiopic": "am"}
+UNSPACED = {"Thai": "th", "Khmer": "km", "Han": "zh"}
+
+
+def recipe() -> list[Step]:
+    """The steps of the multilingual recipe that judge texts. Without a language, the script decides."""
+    path = Path(__file__).parents[3] / "configs" / "recipes" / "multilingual.yaml"
+    steps = from_plain(list[Step], yaml.safe_load(path.read_text())["steps"])
+    return [step for step in steps if step.repetition or step.gibberish or step.gopher_quality or step.fineweb_quality]
+
+
+def num_kept(texts: Sequence[str]) -> int:
+    return len(clean([Document(f"s/{number}", text, "s") for number, text in enumerate(texts)], recipe()).kept)
+
+
+def made_up_document(script: str, seed: int) -> str:
+    """Sentences of made-up words and stop words of the language, in a few paragraphs."""
+    draw = random.Random(seed)
+    rules = rules_for((SPACED | UNSPACED)[script], "")
+    assert rules is not None
+    words = made_up_prose(ALPHABETS[script], 1600, seed).rstrip(".").split()
+    words = [draw.choice(rules.stop_words) if draw.random() < 0.2 else word for word in words]
+    joiner = " " if script in SPACED else ""
+    mark = "。" if script == "Han" else "။"
+    sentences = [joiner.join(words[start : start + 12]) + mark for start in range(0, 384, 12)]
+    return "\n".join(joiner.join(sentences[start : start + 8]) for start in range(0, len(sentences), 8))
+
+
+@pytest.mark.parametrize("script", [*SPACED, *UNSPACED])
+def test_the_multilingual_recipe_keeps_prose_and_drops_repetition_and_gibberish(script: str) -> None:
+    draw = random.Random(script)
+    prose = [made_up_document(script, seed) for seed in range(12)]
+    assert num_kept(prose) == 12
+    sentences = [text.split("\n")[0].split("။")[0].split("。")[0] for text in prose]
+    repeated = [sentence * 40 for sentence in sentences] + ["\n".join([sentence] * 40) for sentence in sentences]
+    assert num_kept(repeated + [sentence[:6] * 200 for sentence in sentences]) == 0
+    shuffled = ["".join(draw.sample(text, len(text))) for text in prose]
+    random_words = [" ".join("".join(draw.choices(ALPHABETS[script], k=5)) for _ in range(150)) for _ in prose]
+    assert num_kept(shuffled + random_words) <= 1

@@ -12,6 +12,7 @@ from data.cleaning.language_rules import LanguageRules, _rules, adapt_settings, 
 from data.cleaning.recipe import Step, clean
 from data.cleaning.repetition import Repetition, repetition
 from data.document import Document
+from data.words import WordRule
 
 THAI = "สิทธิมนุษยชนเป็นของทุกคนและทุกคนมีสิทธิในการศึกษาที่ดี"
 KHMER = "មនុស្សទាំងអស់កើតមកមានសេរីភាព និងសមភាព ក្នុងសិទ្ធិ និងសេចក្តីថ្លៃថ្នូរ។"
@@ -39,8 +40,8 @@ def test_the_numbers_are_those_of_the_table() -> None:
 
 
 def test_every_language_of_the_table_can_be_found_by_the_step_language() -> None:
-    assert not set(_rules()) - set(known_languages())
-    for code, rules in _rules().items():
+    assert not set(_rules("classes")) - set(known_languages())
+    for code, rules in _rules("classes").items():
         assert rules.stop_words and len(rules.stop_words) >= 6, code
         assert 0 < rules.min_alphabetic_words <= 0.9 and rules.max_mean_word_length > rules.min_mean_word_length, code
 
@@ -141,3 +142,16 @@ def test_the_step_language_tells_the_later_steps_the_language() -> None:
     assert len(clean([labelled], [Step(gopher_quality=settings)]).kept) == 1
     other_type = Document("s/1", german, "s", {"language": 3})
     assert len(clean([other_type], [Step(gopher_quality=settings)]).dropped) == 1
+
+
+@pytest.mark.parametrize("words", ["classes", "icu"])
+@pytest.mark.parametrize(("language", "text"), [("th", THAI), ("km", KHMER), ("my", BURMESE)])
+def test_words_of_a_dictionary_need_no_conversion(language: str, text: str, words: WordRule) -> None:
+    pytest.importorskip("icu4py")
+    rules = rules_for(language, "", words)
+    assert rules is not None and (rules.units_per_word == 1) == (words == "icu")
+    document = varied(text, 12)
+    assert gopher_quality([document], GopherQuality(words=words)).reasons == [None]
+    assert repetition([text], Repetition(words=words)).reasons == [None]
+    (reason,) = repetition([text * 100], Repetition(words=words)).reasons
+    assert reason is not None

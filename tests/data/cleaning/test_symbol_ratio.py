@@ -16,3 +16,12 @@ def test_symbol_ratio_drops_texts_of_number_signs_and_digits() -> None:
         "symbol_ratio/alphabetic_words",
         None,
     ]
+
+
+def test_symbols_are_compared_with_the_words_of_scripts_without_spaces() -> None:
+    texts = ["这是一篇关于＃主题#的文章……它有很多词语,没有空格。", "สิทธิมนุษยชนเป็นของทุกคน…และทุกคนมีสิทธิ", "# … # …"]
+    assert symbol_ratio(texts, SymbolRatio(max_symbols_per_word=0.15)).reasons == [
+        None,
+        None,
+        "symbol_ratio/symbols_per_word",
+    ]
