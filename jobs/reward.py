@@ -7,7 +7,7 @@ import itertools
 import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,7 @@ from jobs.frame.fine_tuning import (
     split_held_out,
     step_sample_indices,
     summarize_records,
+    with_rendering,
 )
 from jobs.frame.sizes import chat_tokens, model_config_of
 from jobs.frame.stage import Context, PlannedInputs, Stage
@@ -48,6 +49,8 @@ from jobs.frame.training_config import (
 )
 from jobs.frame.training_run import TrainingPayload, TrainingSummary, run_training, summarize
 from jobs.frame.workload import Workload
+from jobs.report.learned import describe_records
+from jobs.report.page import join
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
 from model.precision import Precision, precision_field
@@ -135,7 +138,8 @@ def workload(config: RewardConfig, planned: PlannedInputs) -> Workload:
         for start in range(0, len(fitting), config.global_batch_size)
     ]
     fill_fraction = statistics.fmean(longest) / config.sequence_length
-    return training_workload(config, sizes, rows_per_sample=2, fill_fraction=min(1.0, fill_fraction))
+    training = training_workload(config, sizes, rows_per_sample=2, fill_fraction=min(1.0, fill_fraction))
+    return with_rendering(training, config.preferences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,11 +290,16 @@ def held_out_batches(training: "StageTraining", pairs: PairReader) -> "Iterator[
 
 
 def report(artifact: Artifact) -> ReportPart:
-    """Return the report's section: the curves of the training."""
-    summary = artifact.read_summary(RewardSummary).training
-    return report_training(
-        artifact, summary, title="Reward model", metrics_prefix="reward", loss_unit="nats per pair; chance is 0.693"
+    """Return the report's section: the curves of the training, and the counts of the records."""
+    summary = artifact.read_summary(RewardSummary)
+    part = report_training(
+        artifact,
+        summary.training,
+        title="Reward model",
+        metrics_prefix="reward",
+        loss_unit="nats per pair; chance is 0.693",
     )
+    return replace(part, section=join(part.section, describe_records(summary.preferences)))
 
 
 STAGE = Stage(

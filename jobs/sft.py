@@ -35,6 +35,7 @@ from jobs.frame.fine_tuning import (
     split_held_out,
     step_sample_indices,
     summarize_records,
+    with_rendering,
 )
 from jobs.frame.sizes import model_config_of
 from jobs.frame.stage import Context, PlannedInputs, Stage
@@ -48,7 +49,13 @@ from jobs.frame.training_config import (
 )
 from jobs.frame.training_run import TrainingPayload, TrainingSummary, run_training, summarize
 from jobs.frame.workload import Workload
-from jobs.report.learned import LEARNED_EXAMPLES, LearnedExample, LearnedPart, learned_examples
+from jobs.report.learned import (
+    LEARNED_EXAMPLES,
+    LearnedExample,
+    LearnedPart,
+    describe_records,
+    learned_examples,
+)
 from jobs.report.page import join
 from jobs.report.part import ReportPart
 from jobs.report.training import report_training
@@ -63,6 +70,7 @@ log = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 5
 """Number of training samples in learned.jsonl."""
+_LOGGED_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +143,7 @@ def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:
 
 def workload(config: SftConfig, planned: PlannedInputs) -> Workload:
     """Return what the forecast of time and memory is computed from. Padding counts as tokens, because it costs time."""
-    return training_workload(config, model_config_of(planned["init"]))
+    return with_rendering(training_workload(config, model_config_of(planned["init"])), config.chats)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +216,9 @@ def write_examples(prepared: PreparedSamples, tokenizer: ChatTokenizer, train: n
         for sample in (reader.read(number) for number in train[:NUM_EXAMPLES])
     ]
     output.write_jsonl(LEARNED_EXAMPLES, map(to_plain, examples))
-    log.info("chats: the first sample; what is learned is in ⟦⟧: %s", examples[0].marked)
+    marked = examples[0].marked
+    shown = marked if len(marked) <= _LOGGED_CHARACTERS else f"{marked[:_LOGGED_CHARACTERS]} …"
+    log.info("chats: the first sample; what is learned is in ⟦⟧: %s", shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,11 +295,15 @@ def held_out_batches(training: "StageTraining", rows: RowReader) -> "Iterator[Ba
 
 def report(artifact: Artifact) -> ReportPart:
     """Return the report's section: the curves of the training, and the first samples with the learned texts marked."""
-    summary = artifact.read_summary(SftSummary).training
+    summary = artifact.read_summary(SftSummary)
     part = report_training(
-        artifact, summary, title="Fine-tuning", metrics_prefix="sft", loss_unit="nats per token of the assistant"
+        artifact,
+        summary.training,
+        title="Fine-tuning",
+        metrics_prefix="sft",
+        loss_unit="nats per token of the assistant",
     )
-    return replace(part, section=join(part.section, learned_examples(artifact)))
+    return replace(part, section=join(part.section, describe_records(summary.chats), learned_examples(artifact)))
 
 
 STAGE = Stage(

@@ -6,6 +6,7 @@ that think rewrite earlier messages, for example without their thoughts. Where t
 begin with that of the shorter one, another sample begins, with the rendering of the longer one as its prompt.
 """
 
+import math
 from typing import NamedTuple
 
 from data.chats.layouts import Chat, Preference
@@ -19,6 +20,8 @@ class RenderedSamples(NamedTuple):
     samples: list[RenderedChat]
     unread: set[str]
     """Names of the fields of the record that nothing reads."""
+    is_cut: bool = False
+    """Whether replies were left out, because their prompts alone are longer than a sample can be."""
 
 
 class _Text(NamedTuple):
@@ -28,28 +31,39 @@ class _Text(NamedTuple):
     replies: list[tuple[int, int]]
 
 
-def render_chat(tokenizer: ChatTokenizer, chat: Chat) -> RenderedSamples:
-    """Convert a chat to samples. Raises BadRecord if that is not possible."""
+def render_chat(tokenizer: ChatTokenizer, chat: Chat, *, max_tokens: int | None = None) -> RenderedSamples:
+    """Convert a chat to samples. Raises BadRecord if that is not possible.
+
+    Replies whose prompts have more than `max_tokens` tokens are left out. So the time for a chat of very many turns is
+    limited.
+    """
     if not tokenizer.has_template and chat.raw is not None:
         return RenderedSamples([tokenizer.tokenize_raw(*chat.raw)], set(chat.unread))
-    samples = [tokenizer.tokenize(text, replies) for text, replies in _texts(tokenizer, chat)]
+    texts, is_cut = _texts(tokenizer, chat, max_tokens)
+    samples = [tokenizer.tokenize(text, replies) for text, replies in texts]
     unread = tokenizer.behavior.unread_fields(chat.messages, chat.tools)
-    return RenderedSamples(samples, unread | set(chat.unread))
+    return RenderedSamples(samples, unread | set(chat.unread), is_cut)
 
 
-def _texts(tokenizer: ChatTokenizer, chat: Chat) -> list[_Text]:
-    """Return the renderings of a chat whose learned replies are not in an earlier rendering."""
+def _texts(tokenizer: ChatTokenizer, chat: Chat, max_tokens: int | None) -> tuple[list[_Text], bool]:
+    """Return the renderings with the learned replies of a chat, and whether replies with long prompts are left out."""
     messages = tokenizer.adapt(chat.messages, chat.tools)
     texts: list[_Text] = []
+    # A longer prompt is tokenized to count its tokens. Tokens of a text have about 4 characters on average.
+    checked_characters = 8 * max_tokens if max_tokens is not None else math.inf
     for number, is_learned in enumerate(chat.is_learned):
         if not is_learned:
             continue
         prompt, reply = tokenizer.turn(messages[:number], messages[number], chat.tools)
+        if max_tokens is not None and len(prompt) > checked_characters:
+            if len(tokenizer.encode(prompt)) > max_tokens:
+                return texts, True
+            checked_characters = 2 * len(prompt)
         replies = [(len(prompt), len(prompt) + len(reply))]
         if texts and prompt.startswith(texts[-1].text):
             replies = [*texts.pop().replies, *replies]
         texts.append(_Text(prompt + reply, replies))
-    return texts
+    return texts, False
 
 
 class PreferenceTokens(NamedTuple):

@@ -29,7 +29,7 @@ from data.sources.readers import plan_ranges
 
 RecordKind = Literal["chats", "preferences"]
 
-_RANGE_BYTES = 8 << 20
+RANGE_BYTES = 8 << 20
 """Size of a task's range. It is part of the order of the samples only through the order of the ranges."""
 _KEY_TYPE = np.int64
 
@@ -63,7 +63,7 @@ class RenderedRange:
     num_split: int
     """Number of chats that became several samples."""
     num_truncated: int
-    """Number of samples that were truncated."""
+    """Number of samples that were truncated, and of chats whose last replies were left out."""
     num_too_long: int
     """Number of samples, or of preferences, that were left out because they are too long."""
     counts: RecordCounts
@@ -92,7 +92,7 @@ def plan_tasks(
     tasks: list[RenderTask] = []
     for pattern in patterns:
         arrays: dict[str, bool] = {}
-        for read_range in plan_ranges([Source(name=kind, path=pattern, format="jsonl")], _RANGE_BYTES):
+        for read_range in plan_ranges([Source(name=kind, path=pattern, format="jsonl")], RANGE_BYTES):
             url = read_range.url
             arrays[url] = arrays.get(url, False) or (read_range.start == 0 and is_array(url))
             if arrays[url] and read_range.start > 0:
@@ -201,15 +201,18 @@ class _Renderer:
 
     def _add_chat(self, record: dict[str, Any]) -> None:
         chat = parse_chat(record)
-        rendered = render_chat(self._tokenizer, chat)
+        length = self._task.sequence_length
+        rendered = render_chat(self._tokenizer, chat, max_tokens=length)
         self.counter.add_used(chat.layout, rendered.unread)
         self.num_split += len(rendered.samples) > 1
+        self.num_too_long += rendered.is_cut and not rendered.samples
+        self.num_truncated += rendered.is_cut and len(rendered.samples) > 0
         for sample in rendered.samples:
-            fitting = truncate_chat(sample, length=self._task.sequence_length)
+            fitting = truncate_chat(sample, length=length)
             if fitting is None:
                 self.num_too_long += 1
                 continue
-            self.num_truncated += len(fitting.ids) < len(sample.ids)
+            self.num_truncated += len(fitting.ids) < len(sample.ids) and not rendered.is_cut
             self.samples.append(fitting)
             self.keys.append(prompt_key(chat.messages))
 

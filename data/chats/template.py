@@ -97,6 +97,11 @@ class ChatTokenizer:
             )
         return self._behavior
 
+    @property
+    def shows_date(self) -> bool:
+        """Whether the template may write today's date."""
+        return self._behavior is not None and "strftime_now" in self._behavior.source
+
     # Messages to text.
 
     def adapt(self, messages: Messages, tools: Tools = None) -> Messages:
@@ -134,7 +139,7 @@ class ChatTokenizer:
         prompt = self.prompt_text(before, tools)
         if not shown.startswith(prompt):
             return self._turn_after_opening(shown, prompt, message)
-        return Turn(prompt, self._restore(self._cut_after_end(shown[len(prompt) :]), message))
+        return self._restored(prompt, self._cut_after_end(shown[len(prompt) :]), message)
 
     def _first_turn(self, shown: str, message: Message) -> Turn:
         """Return the turn of a message without messages before it. `shown` is its rendering.
@@ -146,7 +151,7 @@ class ChatTokenizer:
         start = shown.find(header) + len(header) if header and header in shown else shown.find(text)
         if start < 0 or not (header or text):
             raise BadRecord("the chat template does not show the text of the first message, which is the assistant's")
-        return Turn(shown[:start], self._restore(self._cut_after_end(shown[start:]), message))
+        return self._restored(shown[:start], self._cut_after_end(shown[start:]), message)
 
     def _turn_after_opening(self, shown: str, prompt: str, message: Message) -> Turn:
         """Return the turn for a template whose generation prompt has more than the header (`Behavior.opening`).
@@ -164,16 +169,18 @@ class ChatTokenizer:
             return Turn(without_opening, self._cut_after_end(shown[len(without_opening) :]))
         return Turn(prompt, text.removeprefix(opening.strip()).lstrip("\n") + self._after_text)
 
-    def _restore(self, reply: str, message: Message) -> str:
-        """Return the reply, with the beginning of the message's text if the template leaves it out.
+    def _restored(self, prompt: str, reply: str, message: Message) -> Turn:
+        """Return the turn, with the beginning of the message's text if the template leaves it out.
 
-        The templates of some models that think show only what follows the thought, also in the last reply.
+        The templates of some models that think show only what follows the thought, also in the last reply. In others
+        the prompt ends with <think>, so the text begins in the prompt and nothing is missing.
         """
         text = text_of(message).strip()
         shown = reply.removesuffix(self._after_text).strip()
-        if shown and text not in reply and text.endswith(shown):
-            return self.behavior.before_text + text + self._after_text
-        return reply
+        is_complete = text in prompt[-len(text) :] + reply if text else True
+        if shown and not is_complete and text.endswith(shown):
+            return Turn(prompt, self.behavior.before_text + text + self._after_text)
+        return Turn(prompt, reply)
 
     @property
     def _after_text(self) -> str:

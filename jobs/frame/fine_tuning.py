@@ -5,15 +5,17 @@ samples is held out for the validation loss. The others are repeated in epochs.
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from cluster.paths import list_files
+from cluster.machine import num_parallel_tasks
+from cluster.paths import list_files, list_files_with_sizes
 from cluster.storage import Storage
 from data.chats.counts import (
     RecordCounts,
@@ -24,14 +26,16 @@ from data.chats.counts import (
     write_quarantine,
 )
 from data.chats.held_out import HeldOutSplit, split_by_prompt
-from data.chats.rendering_tasks import RecordKind, RenderedRecords, plan_tasks, probe_records, render_files
+from data.chats.rendering_tasks import RANGE_BYTES, RecordKind, RenderedRecords, plan_tasks, probe_records, render_files
 from data.chats.template import ChatTokenizer, load_chat_tokenizer
+from data.sources.compression import is_compressed
 from data.tokens.shuffle import epoch_order
 from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.sizes import model_config_of
 from jobs.frame.stage import Context, PlannedInputs
 from jobs.frame.tokenizer_files import copy_tokenizer
 from jobs.frame.training_config import TrainingConfig, check_training
+from jobs.frame.workload import Workload
 from model.transformer_config import TransformerConfig
 
 if TYPE_CHECKING:
@@ -39,6 +43,12 @@ if TYPE_CHECKING:
     from model.train import TrainState
 
 log = logging.getLogger(__name__)
+
+_RENDER_S_PER_MB = 1.0
+"""Seconds of one process to render 1 MB of records on the reference processor (`jobs.frame.cost_model`), measured with
+chats of sixteen turns and the tokenizer of SmolLM2."""
+_COMPRESSION = 4
+"""Assumed bytes of records for each byte of a compressed file."""
 
 
 class FineTuningConfig(TrainingConfig, Protocol):
@@ -112,6 +122,14 @@ def output_sizes(config: FineTuningConfig, planned: PlannedInputs) -> Transforme
     return model_config_of(planned["init"])
 
 
+def with_rendering(workload: Workload, patterns: Sequence[str]) -> Workload:
+    """Return the workload of a training, with the time for rendering the records of the files."""
+    sizes = list_files_with_sizes(list(patterns))
+    num_mb = sum((size or 0) * (_COMPRESSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
+    processes = num_parallel_tasks(None, max(1, math.ceil(num_mb * 1e6 / RANGE_BYTES)))
+    return replace(workload, python_s=num_mb * _RENDER_S_PER_MB, python_processes=processes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecordsSummary:
     """The part of a summary in artifact.json that is about the records."""
@@ -171,6 +189,12 @@ def prepare_samples(
     # Written before the check, because its error refers to this file.
     write_quarantine(context.output, kind, records.quarantined)
     log_counts(records.counts, field=kind)
+    if load_chat_tokenizer(tokenizer.local()).shows_date:
+        log.warning(
+            "%s: the chat template writes today's date, so the samples of another day differ; name a template without "
+            "it if results must be the same",
+            kind,
+        )
     where = f"all are listed in {context.output.url}/{quarantine_file(kind)}; "
     check_quarantined(records.counts, config.max_quarantined, field=kind, where=where)
     return PreparedSamples(folder=work, tokenizer=tokenizer, records=records)

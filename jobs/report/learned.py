@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from cluster.plain import from_plain
 from jobs.frame.artifact import Artifact
+from jobs.frame.fine_tuning import RecordsSummary
 from jobs.report.page import Html, element
 
 LEARNED_EXAMPLES = "learned.jsonl"
@@ -29,6 +30,19 @@ class LearnedExample:
     def marked(self) -> str:
         """The sample as text, with the learned parts in double brackets."""
         return "".join(f"⟦{part.text}⟧" if part.is_learned else part.text for part in self.parts)
+
+
+def describe_records(summary: RecordsSummary) -> Html:
+    """Return a paragraph about the records: their layouts, the quarantine, and fields that nothing reads."""
+    layouts = ", ".join(f"{number:,} × {name}" for name, number in summary.layouts.items())
+    text = f"{summary.records:,} records ({layouts})."
+    if summary.quarantined:
+        reasons = sorted(summary.quarantined.items(), key=lambda item: -item[1])
+        text += " In quarantine: " + "; ".join(f"{reason} ({number:,})" for reason, number in reasons) + "."
+    if summary.unread:
+        fields = ", ".join(f"{name} ({number:,})" for name, number in summary.unread.items())
+        text += f" Nothing reads these fields: {fields}."
+    return element("p", text, class_="note")
 
 
 def learned_examples(artifact: Artifact) -> Html | None:

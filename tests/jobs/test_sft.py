@@ -1,7 +1,10 @@
 """The chats that fine-tuning takes, and the report of what is learned."""
 
 import json
+import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,10 +12,13 @@ from cluster.storage import Storage
 from data.tokens.tokenizer import load_tokenizer, save_tokenizer
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact
+from jobs.frame.fine_tuning import RecordsSummary
 from jobs.frame.record import Record
+from jobs.frame.stage import Context
 from jobs.frame.tokenizer_files import copy_tokenizer
-from jobs.report.learned import LEARNED_EXAMPLES, LearnedExample, LearnedPart, learned_examples
-from jobs.sft import SftConfig, check_chats, check_inputs
+from jobs.frame.training_run import TrainingSummary
+from jobs.report.learned import LEARNED_EXAMPLES, LearnedExample, LearnedPart, describe_records, learned_examples
+from jobs.sft import SftConfig, SftPayload, check_chats, check_inputs, run
 
 
 def write_chats(path: Path, *records: object) -> list[str]:
@@ -76,4 +82,40 @@ def test_the_report_marks_what_is_learned(tmp_path: Path) -> None:
     storage.write_jsonl(LEARNED_EXAMPLES, [{"parts": [list(part) for part in example.parts]}])
     shown = learned_examples(artifact)
     assert shown is not None and "&lt;user&gt;Hi<mark>Hello&lt;end&gt;</mark>" in shown
+    summary = RecordsSummary(
+        records=5, layouts={"ShareGPT": 4}, quarantined={"output is empty": 1}, ties=0, unread={"source": 4}
+    )
+    described = "5 records (4 × ShareGPT). In quarantine: output is empty (1). Nothing reads these fields: source (4)."
+    assert described in describe_records(summary)
     assert example.marked == "<user>Hi⟦Hello<end>⟧"
+
+
+def test_a_base_model_is_trained_on_the_texts_and_the_quarantine_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(9)] + [{"prompt": "no reply"}]
+    chats = write_chats(tmp_path / "a.jsonl", *lines)
+    output, rows = Storage(str(tmp_path / "out")), []
+    training = TrainingSummary(
+        parameters=1, steps=1, tokens=1, loss=1.0, validation_loss=1.0, tokens_per_s=1.0, mfu=None
+    )
+
+    def read_rows(_: object, payload: SftPayload, *arguments: object, **__: object) -> None:
+        rows.extend(payload.open_rows(kind).take(range(1)) for kind in (payload.train, payload.held_out))
+
+    monkeypatch.setattr("jobs.sft.run_training", read_rows)
+    monkeypatch.setattr("jobs.sft.summarize", lambda *_, **__: training)
+    caplog.set_level(logging.INFO)
+    config = SftConfig(chats=chats, sequence_length=32, validation_fraction=0.2)
+    tracker: Any = None
+    summary = run(config, Context(output=output, inputs={"init": init_model(tmp_path / "base", "")}, tracker=tracker))
+    assert (summary.samples, summary.samples_held_out, summary.chats.layouts) == (9, 2, {"completion": 9})
+    (line,) = output.read_jsonl("quarantine/chats.jsonl")
+    assert line["file"] == chats[0] and line["line"] == 10 and "a chat needs the field" in line["reason"]
+    assert not output.exists("work") and len(output.read_jsonl(LEARNED_EXAMPLES)) == 5
+    train, held_out = rows
+    # Each of the first row's texts begins a document and ends with the separator, which is learned.
+    ends = train.targets[0][train.loss_mask[0]]
+    assert (train.input_ids[0][train.positions[0] == 0][: train.document_ids[0].max() + 1] == 0).all()
+    assert (ends == 0).sum() == train.document_ids[0].max() + 1 and held_out.loss_mask.any()
+    assert re.search(r"<\|endoftext\|>\d \+ 1 =⟦ \d<\|endoftext\|>⟧", caplog.text)

@@ -235,3 +235,101 @@ def test_exactly_the_replies_are_learned(tokenizers: Any, name: str, case: str) 
     # A tokenizer in the style of SentencePiece decodes a space after a special token to two spaces.
     learned = [[text.strip(" ").replace("  ", " ") for text in learned_texts(tokenizer, sample)] for sample in samples]
     assert learned == [[text.replace("<end>", STYLES[name].end) for text in sample] for sample in expected]
+
+
+def test_a_thought_in_a_field_of_its_own_is_learned_where_the_template_shows_thoughts(tokenizers: Any) -> None:
+    messages = [user("Hi"), reply("Hello you", reasoning_content="A greeting.")]
+    for name, expected in (("qwen3", THOUGHTS[0]), ("r1", OPENED[0])):
+        rendered = render(tokenizers(name), messages)
+        (sample,) = rendered.samples
+        assert learned_texts(tokenizers(name), sample) == [expected.replace("<end>", STYLES[name].end)]
+        assert not rendered.unread
+    assert render(tokenizers("chatml"), messages).unread == {"messages[].reasoning_content"}
+
+
+def test_a_template_that_hides_thoughts_does_not_hide_them_from_training(tmp_path: Path) -> None:
+    # The first template of R1: the prompt does not end with <think>.
+    template = (TEMPLATES / "r1.jinja").read_text().replace("<|Assistant|><think>\\n", "<|Assistant|>")
+    tokenizer = make_tokenizer("r1", tmp_path, chat_template=template)
+    samples = render(tokenizer, **CASES["thoughts"]).samples
+    learned = [learned_texts(tokenizer, sample) for sample in samples]
+    assert learned == [[text.replace("<end>", STYLES["r1"].end)] for text in THOUGHTS]
+    assert "greeting" not in tokenizer.decode(samples[1].ids.tolist())
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "qwen2_5", "smollm"])
+def test_default_system_prompts_are_in_the_sample_but_not_learned(tokenizers: Any, name: str) -> None:
+    (sample,) = render(tokenizers(name), [reply("Welcome")]).samples
+    text = tokenizers(name).decode(sample.ids.tolist())
+    assert "system" in text and text.endswith(f"Welcome{STYLES[name].end}")
+    assert learned_texts(tokenizers(name), sample) == [f"Welcome{STYLES[name].end}"]
+
+
+@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("text", ["नमस्ते दुनिया", "您好！", "مرحبا", "s", "a\n\nb", "words question"])
+def test_replies_of_any_script_are_learned_whole(tokenizers: Any, name: str, text: str) -> None:
+    tokenizer = tokenizers(name)
+    (sample,) = render(tokenizer, [user(text), reply(text)]).samples
+    (learned,) = learned_texts(tokenizer, sample)
+    body = learned.removesuffix(STYLES[name].end).strip().removeprefix(NO_THOUGHT if name == "qwen3" else "").strip()
+    assert body == text
+
+
+def test_replies_after_the_end_of_a_row_are_not_rendered(tokenizers: Any) -> None:
+    chat = parse_chat({"messages": [user("Hi"), reply("Hello you")] * 200})
+    whole, cut = render_chat(tokenizers("chatml"), chat), render_chat(tokenizers("chatml"), chat, max_tokens=100)
+    assert not whole.is_cut and cut.is_cut
+    num_tokens = len(cut.samples[0].ids)
+    assert 100 < num_tokens < len(whole.samples[0].ids) / 2
+    assert whole.samples[0].ids[:num_tokens].tolist() == cut.samples[0].ids.tolist()
+
+
+OTHERS = {
+    "names in plain text": (
+        "zephyr",
+        "{{ bos_token }}A chat of a user and an assistant.{% for m in messages %}"
+        "{{ ' USER: ' + m.content if m.role == 'user' else ' ASSISTANT: ' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}",
+        {"several turns": [[HELLO, FINE]], "assistant first": [[WELCOME, HELLO]]},
+    ),
+    "marks of what is generated": (
+        "chatml",
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+        "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        {"several turns": [[HELLO, FINE]], "assistant first": [[WELCOME, HELLO]]},
+    ),
+    # The last reply ends with another token than earlier ones, so each reply is a sample.
+    "another end of the last reply": (
+        "phi",
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}"
+        "{{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+        {
+            "several turns": [["Hello you<|endoftext|>"], ["Fine, thanks<|endoftext|>"]],
+            "assistant first": [["Welcome<|endoftext|>"], ["Hello you<|endoftext|>"]],
+        },
+    ),
+    # As in Qwen3-Thinking, the prompt ends with <think>, and the reply begins after it.
+    "an opened thought": (
+        "qwen3",
+        (TEMPLATES / "qwen3.jinja")
+        .read_text()
+        .replace("{{- '<|im_start|>assistant\\n' }}\n", "{{- '<|im_start|>assistant\\n<think>\\n' }}\n"),
+        {
+            "one turn": [["\n</think>\n\n" + HELLO]],
+            "thoughts": [[OPENED[0]], [OPENED[1]]],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_exactly_the_replies_are_learned_with_templates_of_other_kinds(tmp_path: Path, name: str) -> None:
+    style, template, cases = OTHERS[name]
+    tokenizer = make_tokenizer(style, tmp_path, chat_template=template)
+    for case, expected in cases.items():
+        samples = render(tokenizer, **CASES[case]).samples
+        learned = [[text.lstrip(" ") for text in learned_texts(tokenizer, sample)] for sample in samples]
+        assert learned == [[text.replace("<end>", STYLES[style].end) for text in sample] for sample in expected], case

@@ -65,7 +65,7 @@ def test_ranges_change_neither_samples_nor_lines(
     lines = [chat(n) if n % 10 else {"prompt": n} for n in range(60)]
     path = write(tmp_path / "a.jsonl", lines)
     whole, texts = render(path, tmp_path / "whole", tokenizer)
-    monkeypatch.setattr(tasks_module, "_RANGE_BYTES", 500)
+    monkeypatch.setattr(tasks_module, "RANGE_BYTES", 500)
     monkeypatch.setattr(tasks_module, "run_tasks", lambda function, tasks, **_: [function(task) for task in tasks])
     parts, same_texts = render(path, tmp_path / "parts", tokenizer)
     assert len(parts.files.tokens) > 3 and same_texts == texts
@@ -92,7 +92,7 @@ def test_a_second_run_reads_the_results_of_the_first(
 
 
 def test_a_json_array_is_one_task(tmp_path: Path, tokenizer: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks_module, "_RANGE_BYTES", 50)
+    monkeypatch.setattr(tasks_module, "RANGE_BYTES", 50)
     (tmp_path / "a.json").write_text(json.dumps([chat(n) for n in range(9)] + [{"prompt": 3}]))
     records, texts = render(str(tmp_path / "a.json"), tmp_path / "work", tokenizer)
     assert len(texts) == 9 and len(records.files.tokens) == 1 and records.quarantined[0].line == 10
@@ -174,3 +174,15 @@ def test_only_the_first_records_of_a_large_file_are_probed(tmp_path: Path) -> No
     path = write(tmp_path / "a.jsonl", [chat(n) for n in range(3000)])
     assert probe_records([path], "chats").records == 200
     assert probe_records([path] * 20, "chats").records == 2000
+
+
+@pytest.mark.slow
+def test_workers_render_the_samples_of_one_process(
+    tmp_path: Path, tokenizer: Storage, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    path = write(tmp_path / "a.jsonl", [chat(n) if n % 50 else {"prompt": n} for n in range(400)])
+    whole, texts = render(path, tmp_path / "whole", tokenizer)
+    monkeypatch.setattr(tasks_module, "RANGE_BYTES", 3000)
+    parts, same_texts = render(path, tmp_path / "parts", tokenizer)
+    assert len(parts.files.tokens) > 5 and same_texts == texts
+    assert parts.quarantined == whole.quarantined and parts.counts == whole.counts

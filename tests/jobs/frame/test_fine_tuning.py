@@ -1,12 +1,14 @@
 """Held-out samples are chosen, and every rank gets the same number of held-out samples."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jobs.frame.fine_tuning import check_fine_tuning, held_out_micro_batch_indices, split_held_out
+from jobs.frame.fine_tuning import check_fine_tuning, held_out_micro_batch_indices, split_held_out, with_rendering
+from jobs.frame.workload import Workload
 from jobs.sft import SftConfig
 
 
@@ -41,3 +43,10 @@ def test_every_rank_has_the_same_number_of_micro_batches(num_samples: int, world
     for rank, expected in enumerate(by_rank):
         training: Any = SimpleNamespace(rank_context=SimpleNamespace(rank=rank, world_size=world_size), config=config)
         assert [list(indices) for indices in held_out_micro_batch_indices(training, num_samples)] == expected
+
+
+def test_the_forecast_counts_the_rendering_of_the_records(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"x" * 3_000_000)
+    (tmp_path / "b.jsonl.gz").write_bytes(b"x" * 1_000_000)
+    workload = with_rendering(Workload(steps=3), [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl.gz")])
+    assert (workload.python_s, workload.python_processes, workload.steps) == (7.0, 1, 3)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -187,6 +188,21 @@ def test_sft_learns_the_replies_and_a_reward_model_the_preference(
     assert reward.summary["validation_accuracy"] == 1.0
     assert load_hf_model(sft.model.local()).config.max_length == 64
     assert load_hf_scalar_model(reward.model.local()).score.weight.abs().sum() > 0
+
+
+def test_a_base_model_is_fine_tuned_on_texts(folder: Path, trained_by_two_workers: Artifact) -> None:
+    base = folder / "base"
+    shutil.copytree(trained_by_two_workers.model.local(), base)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": ""}))
+    sft = run(folder, "sft", "base", f"init={base}", "sample_prompts=[the cat]")
+    losses = steps_of(sft, "sft/loss")
+    assert losses[20] < losses[1] - 1.0 and sft.summary["chats"]["layouts"] == {"response": 80}
+    (prompt, _), (reply, is_learned) = sft.storage.read_jsonl("learned.jsonl")[0]["parts"]
+    assert prompt.startswith("<|endoftext|>") and reply.endswith("<|endoftext|>") and is_learned
+    assert not sft.storage.exists("work"), "the rendered samples are not part of a finished artifact"
+    reward = run(folder, "reward", "base", f"init={sft.storage.url}")
+    assert reward.summary["validation_accuracy"] == 1.0
 
 
 def test_rows_longer_than_the_model_supports_are_rejected_before_a_worker_starts(
