@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from cluster.credentials import reject_credentials
 from cluster.machine import num_cores
 from cluster.progress import show_activity
 from cluster.signals import restore_signal_handlers
@@ -43,6 +44,23 @@ WORKER_ENV = {
     "PYTHONDONTWRITEBYTECODE": "",
 }
 """Environment variables of every worker. Must not contain secrets, because Ray shows these variables in job records."""
+
+
+HUB_VARIABLES = ("HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+"""Environment variables that say how files of a Hugging Face hub are read. HF_TOKEN is not among them, because it is a
+secret: like other credentials, it must be in the environment of the nodes."""
+
+
+def hub_env(urls: Iterable[str]) -> dict[str, str]:
+    """Return the environment variables with which workers read these URLs from a Hugging Face hub as this process does.
+
+    Workers are offline otherwise (`WORKER_ENV`). Returns no variables if none of the URLs begins with `hf://`. Raises
+    ValueError if HF_ENDPOINT contains credentials, because Ray shows the variables in job records.
+    """
+    if not any(part.startswith("hf://") for url in urls for part in url.split("::")):
+        return {}
+    reject_credentials(os.environ.get("HF_ENDPOINT", ""))
+    return {"HF_HUB_OFFLINE": "0"} | {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
 
 
 def worker_env(threads: int) -> dict[str, str]:

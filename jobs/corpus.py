@@ -59,6 +59,7 @@ from data.corpus.origins import names_by_source, number_files, write_file_names
 from data.corpus.part_tasks import write_parts
 from data.corpus.parts import MAX_PARTS, PARTS_JSON, PartRecord, part_record, read_part_records
 from data.corpus.quarantine import QUARANTINE, write_quarantine
+from data.corpus.unique_ids import check_unique_ids
 from data.corpus.work import CorpusWork
 from data.document import Source, partition_columns
 from data.sources.compression import is_compressed
@@ -231,6 +232,9 @@ def run(config: CorpusConfig, context: Context) -> CorpusSummary:
     summary = summarize(sum_by_source([zero, *(result.counts for result in cleaned)]), records, parts.mixture_shares)
     summary = replace(summary, collapses=find_collapses(summary.sources, config.steps))
     check_not_empty(summary, f"{output.url}/{QUARANTINE}")
+    check_unique_ids(
+        output, work.folder, len(records), summary.documents, config.sources, workers=config.execution.workers
+    )
     output.write_json(PARTS_JSON, to_plain(records))
     judged = fairness.result() if fairness else ledger()
     output.write_json(FAIRNESS, to_plain(judged))

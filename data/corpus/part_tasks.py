@@ -26,6 +26,7 @@ from data.corpus.clusters import MAX_BUCKETS, PartNodes, find_clusters, kept_ids
 from data.corpus.mixture import apply_mixture, mixture_shares
 from data.corpus.parts import WrittenPart, part_from_rows, write_part
 from data.corpus.rows import ROW_SCHEMA, Drop, drop_rows, kept_bytes_by_source, kept_positions, kept_rows
+from data.corpus.unique_ids import write_id_hashes
 from data.corpus.work import CorpusWork
 
 log = logging.getLogger(__name__)
@@ -121,8 +122,15 @@ def _write_parts_directly(part_numbers: Sequence[int], *, work: CorpusWork, chun
     written: list[WrittenPart] = []
     for part_number in part_numbers:
         rows = read_part_rows(work.folder, chunks, part_number, deduplicate=work.drops_exact_duplicates)
-        written.append(write_part(work.output, part_number, part_from_rows(rows)))
+        written.append(_write_part(work, part_number, rows))
     return written
+
+
+def _write_part(work: CorpusWork, part_number: int, rows: pa.Table) -> WrittenPart:
+    """Write the files of a part, and the hashes of its ids for `check_unique_ids`."""
+    part = part_from_rows(rows)
+    write_id_hashes(work.folder, part_number, part.documents, work.sources)
+    return write_part(work.output, part_number, part)
 
 
 def _gather_parts(part_numbers: Sequence[int], *, work: CorpusWork, chunks: Sequence[str]) -> list[GatheredPart]:
@@ -159,7 +167,7 @@ def _write_gathered_parts(
     written: list[WrittenPart] = []
     for part_number in part_numbers:
         rows = apply_mixture(_without_near_duplicates(work, part_number), shares)
-        written.append(write_part(work.output, part_number, part_from_rows(rows)))
+        written.append(_write_part(work, part_number, rows))
     return written
 
 

@@ -222,6 +222,7 @@ def check_source(source: Source) -> None:
         raise ValueError(
             f"{location}: no readable {source.format} record at the start of {urls[0]}; is the format right?{reason}"
         )
+    _check_unique_ids(location, source, records)
     for column in column_paths(source):
         # A header that none of the first records has may still occur in later records.
         may_be_missing = source.format == "warc" and column.startswith(("headers.", "http."))
@@ -297,6 +298,23 @@ def _check_schema(location: str, source: Source, urls: list[str]) -> None:
                 if column not in present and column.partition(".")[0].rstrip("[]") not in present:
                     _raise_missing_column(location, column, [dict.fromkeys(names)], f"not in the schema of {url}")
             return
+
+
+def _check_unique_ids(location: str, source: Source, records: list[dict[str, Any]]) -> None:
+    """Raises ValueError if the first records have one id and different texts.
+
+    The steps might drop all of them but one. But an id column that repeats in the first records is a mistake. The run
+    checks the ids of all documents that it keeps (`data.corpus.unique_ids`).
+    """
+    texts: dict[Any, Any] = {}
+    for record in records if source.id is not None else []:
+        id, text = column_value(record, source.id or ""), column_value(record, source.text)
+        if isinstance(id, str | int) and id != "" and texts.setdefault(id, text) != text:
+            raise ValueError(
+                f"{location}.id: the column {source.id!r} does not identify a document: the first records have "
+                f"different texts with the id {id!r}; name a column with unique values, or remove the field, so that "
+                "ids are hashes of the texts"
+            )
 
 
 def _likely_encoding(source: Source, url: str) -> str | None:

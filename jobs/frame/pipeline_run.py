@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cluster.placement import check_fits, total_resources
 from cluster.progress import show_activity
-from cluster.session import connect, max_cluster_resources
+from cluster.session import connect, hub_env, max_cluster_resources
 from cluster.shared_paths import require_shared_paths
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.forecast import forecast_jobs
@@ -62,7 +62,7 @@ def run_pipeline(
     environment = {} if is_submitted_run else dict(pipeline.environment)
     pending = [job for name, job in pipeline.jobs.items() if name not in finished]
     sources = [url for job in pending for url in _required_urls(job)]
-    with connect(address, environment=environment), require_shared_paths(pipeline.store, sources):
+    with connect(address, environment=hub_env(sources) | environment), require_shared_paths(pipeline.store, sources):
         _check_fits(pending)
         on_begin()
         return _run_jobs(pipeline, finished)

@@ -313,6 +313,33 @@ def test_the_kinds_of_records_that_are_no_documents_are_counted_by_source(tmp_pa
     assert (summary.read, summary.documents, summary.others) == (1, 1, 4)
 
 
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("steps", [[], [{"exact_duplicates": {}}, {"near_duplicates": {}}]])
+def test_different_texts_with_one_id_are_an_error(tmp_path: Path, steps: list[dict[str, Any]]) -> None:
+    texts = ["The first of three texts.", "Второй текст из трёх, совсем другой.", "第三篇文章，和前两篇都不一样。"]
+    for number, text in enumerate(texts):
+        records = [{"id": "same", "text": text}, {"id": number, "text": f"Another text, number {number}."}]
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    values = {"name": "s", "path": f"{tmp_path}/*.jsonl", "format": "jsonl", "id": "id"}
+    config = build(CorpusConfig, {"sources": [values], "steps": steps})
+    message = r"sources\.s\.id: the column 'id' does not identify a document: "
+    with pytest.raises(ValueError, match=message + "3 different documents share 1 id, such as 's/same'"):
+        run(config, tmp_path / "out")
+    with pytest.raises(ValueError, match=message + "the first records have different texts with the id 'same'"):
+        STAGE.check_sources(config)
+    run(build(CorpusConfig, {"sources": [values | {"id": None}], "steps": steps}), tmp_path / "other")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_copies_of_a_record_and_an_id_of_which_one_document_is_kept_are_no_error(tmp_path: Path) -> None:
+    records = [{"id": "x", "text": "A text that is long enough."}, {"id": "y", "text": "Another text of some length."}]
+    lines = [json.dumps(record) + "\n" for record in [*records, *records]]
+    (tmp_path / "a.jsonl").write_text("".join(lines) + '{"id": "x", "text": "short"}\n')
+    source = {"name": "s", "path": f"{tmp_path}/a.jsonl", "format": "jsonl", "id": "id"}
+    summary = run(build(CorpusConfig, {"sources": [source], "steps": [{"length": {"min_bytes": 9}}]}), tmp_path / "out")
+    assert (summary.documents, summary.dropped) == (4, {"length/min_bytes": 1})
+
+
 @on_ray
 def test_a_fraction_takes_its_part_and_counts_the_rest(tmp_path: Path) -> None:
     values = write_sources(tmp_path)
