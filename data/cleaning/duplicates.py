@@ -15,12 +15,19 @@ _MAX_SIGNATURE_VALUES = 1024
 class ExactDuplicates:
     """Of the documents with the same text, keep only the one with the lowest id, even if they are from several sources.
 
-    Texts that differ only in case, white space or Unicode normalization are the same text. The step compares the texts
-    of the whole corpus, after the steps that look at one document at a time. So it must be listed after those steps.
+    Two forms of the same characters in Unicode (NFC) are the same text. The step compares the texts of the whole
+    corpus, after the steps that look at one document at a time. So it must be listed after those steps.
     """
 
+    ignore_case: bool = True
+    """Whether texts that differ only in upper and lower case are the same text."""
+    ignore_whitespace: bool = True
+    """Whether texts that differ only in the number and kind of spaces, tabs and line breaks between words, or around
+    the text, are the same text. Set this to false to keep programs that differ in their indentation. The step
+    `near_duplicates` ignores case and white space always."""
+
     def check(self, field_path: str) -> None:
-        """Raises nothing: the step has no settings."""
+        """Raises nothing: every setting is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,6 +185,11 @@ def near_duplicate_settings(steps: Sequence[Step]) -> NearDuplicates | None:
     return next((step.near_duplicates for step in steps if step.near_duplicates is not None), None)
 
 
+def exact_duplicate_settings(steps: Sequence[Step]) -> ExactDuplicates:
+    """Return the settings of the step `exact_duplicates`, or the defaults if the recipe does not have this step."""
+    return next((step.exact_duplicates for step in steps if step.exact_duplicates is not None), ExactDuplicates())
+
+
 def drops_equal_texts(steps: Sequence[Step]) -> bool:
     """Return whether the recipe has the step `exact_duplicates`."""
     return any(step.exact_duplicates is not None for step in steps)

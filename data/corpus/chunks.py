@@ -14,7 +14,7 @@ import pyarrow as pa
 from cluster.storage import Storage
 from data.chunk_files import read_table, write_tables
 from data.cleaning.changes import SamplesByStep
-from data.cleaning.recipe import Step, clean
+from data.cleaning.recipe import Step, clean, exact_duplicate_settings
 from data.corpus.exact_duplicates import mark_equal_texts, sort_and_deduplicate, text_key
 from data.corpus.rows import ROW_SCHEMA, Row, to_table
 from data.document import Document, unit_hash
@@ -61,8 +61,9 @@ def clean_rows(
     not_chosen = [document for document in documents if unit_hash(document.id, "fraction") >= fraction]
     cleaned = clean(chosen, steps)
     rows: list[PartRow] = []
+    settings = exact_duplicate_settings(steps)
     for document in cleaned.kept:
-        key = text_key(document.text)
+        key = text_key(document.text, settings)
         metadata = json.dumps(document.metadata, sort_keys=True, ensure_ascii=False, default=str)
         row = _identity_row(document, files)._replace(text=document.text, metadata=metadata, key=key)
         rows.append(PartRow(part_of_text(key, num_parts), row))

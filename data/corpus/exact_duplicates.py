@@ -1,4 +1,4 @@
-"""Drops exact duplicates: documents whose texts are equal apart from case, white space and Unicode normalization.
+"""Drops exact duplicates: documents whose texts are equal, apart from what the settings of `exact_duplicates` ignore.
 
 The document with the lowest id is kept.
 """
@@ -9,12 +9,15 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from data.cleaning.duplicates import ExactDuplicates
 from data.corpus.rows import Drop, Row, drop_rows, kept_positions, sort_rows
 
 
-def text_key(text: str) -> bytes:
+def text_key(text: str, settings: ExactDuplicates) -> bytes:
     """Return a hash of 128 bits that is equal for texts that are exact duplicates."""
-    normalized = " ".join(unicodedata.normalize("NFC", text.casefold()).split())
+    normalized = unicodedata.normalize("NFC", text.casefold() if settings.ignore_case else text)
+    if settings.ignore_whitespace:
+        normalized = " ".join(normalized.split())
     return hashlib.blake2b(normalized.encode(), digest_size=16).digest()
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.storage import Storage
 from data.chunk_files import read_table
+from data.cleaning.duplicates import ExactDuplicates
 from data.corpus.chunks import ChunkWriter, PartRow, clean_rows, part_of_text, read_part_rows
 from data.corpus.exact_duplicates import sort_and_deduplicate, text_key
 from data.corpus.parts import Part, part_from_rows
@@ -17,7 +18,10 @@ from data.document import Document
 def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
     """Return a table with a row for each (id, text). Every row has a different file number."""
     return to_table(
-        [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
+        [
+            Row(name, source, number, 0, text, "{}", text_key(text, ExactDuplicates()))
+            for number, (name, text) in enumerate(texts)
+        ]
     )
 
 

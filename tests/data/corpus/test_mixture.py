@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from data.cleaning.duplicates import ExactDuplicates
 from data.corpus.exact_duplicates import sort_and_deduplicate, text_key
 from data.corpus.mixture import apply_mixture, mixture_shares
 from data.corpus.rows import Row, kept_bytes_by_source, to_table
@@ -12,7 +13,10 @@ from data.document import unit_hash
 def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
     """Return a table with a row for each (id, text). Every row has a different file number."""
     return to_table(
-        [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
+        [
+            Row(name, source, number, 0, text, "{}", text_key(text, ExactDuplicates()))
+            for number, (name, text) in enumerate(texts)
+        ]
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.storage import Storage
+from data.cleaning.duplicates import ExactDuplicates
 from data.corpus.exact_duplicates import sort_and_deduplicate, text_key
 from data.corpus.parts import DOCUMENT_SCHEMA, PartCounts, part_from_rows, read_part, write_part
 from data.corpus.rows import Row, to_table
@@ -13,7 +14,10 @@ from data.corpus.rows import Row, to_table
 def rows(*texts: tuple[str, str], source: str = "s") -> pa.Table:
     """Return a table with a row for each (id, text). Every row has a different file number."""
     return to_table(
-        [Row(name, source, number, 0, text, "{}", text_key(text)) for number, (name, text) in enumerate(texts)]
+        [
+            Row(name, source, number, 0, text, "{}", text_key(text, ExactDuplicates()))
+            for number, (name, text) in enumerate(texts)
+        ]
     )
 
 
