@@ -50,32 +50,24 @@ SamplesBySource = Mapping[str, SamplesByStep]
 def changed_characters(before: str, after: str) -> int:
     """Return how many characters must at least be removed from a text, or added to it, to make it the other text.
 
-    Lines that occur in both texts do not count. Of the other lines, the characters are counted without their order. A
-    character that is replaced by another one counts once. So the result is a lower bound of the number of edits, takes
-    linear time, and is exact if a step removes, adds or replaces characters without moving any.
+    The characters are counted without their order, and a character that is replaced by another one counts once. So the
+    result is a lower bound of the number of edits, takes linear time, and is exact if a step removes, adds or replaces
+    characters without moving any.
     """
-    old_lines, new_lines = Counter(_lines(before)), Counter(_lines(after))
-    old = "".join((old_lines - new_lines).elements())
-    new = "".join((new_lines - old_lines).elements())
-    num_common = _num_common_characters(old, new)
-    return max(len(old), len(new)) - num_common
+    return max(len(before), len(after)) - _num_common_characters(before, after)
 
 
-def _lines(text: str) -> list[str]:
-    """Return the lines with the line breaks that end them."""
-    *ended, last = text.split("\n")
-    return [*(f"{line}\n" for line in ended), last]
-
-
-def _num_common_characters(old: str, new: str) -> int:
+def _num_common_characters(first: str, second: str) -> int:
     """Return how many characters of a text can be found in the other one, each as often as it occurs."""
-    if min(len(old), len(new)) <= _FEW_CHARACTERS:
-        shorter, longer = sorted((old, new), key=len)
+    if min(len(first), len(second)) <= _FEW_CHARACTERS:
+        shorter, longer = sorted((first, second), key=len)
         return sum(min(number, longer.count(character)) for character, number in Counter(shorter).items())
-    codes = [np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in (old, new)]
-    first, second = (np.bincount(array[array < 1 << 16], minlength=1 << 16) for array in codes)
-    rare = [Counter(array[array >= 1 << 16].tolist()) for array in codes]
-    return int(np.minimum(first, second).sum()) + (rare[0] & rare[1]).total()
+    codes = [np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in (first, second)]
+    num_codes = min(1 << 16, 1 + max(int(array.max()) for array in codes))
+    # Characters beyond the Basic Multilingual Plane are rare, and an array of all of them would be long.
+    beyond = [Counter(array[array >= num_codes].tolist()) for array in codes]
+    counts = [np.bincount(array[array < num_codes], minlength=num_codes) for array in codes]
+    return int(np.minimum(*counts).sum()) + (beyond[0] & beyond[1]).total()
 
 
 def select_samples(

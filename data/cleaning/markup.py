@@ -39,10 +39,14 @@ _TAG = re.compile(rf"<(/?)({_NAMES})(?![\w:-]){_ATTRIBUTES}[\s/]*>", re.IGNORECA
 _PROLOGUE = re.compile(r"(?:[\s\ufeff]|<\?xml[^<>]*>|<!--(?:[^-]|-(?!->))*+-->)*+")
 _PAGE_START = re.compile(r"<(?:!doctype\s+html|html|head|body)\b[^<>]*>", re.IGNORECASE)
 _NOT_PROSE = re.compile(r"<(script|style|pre|textarea)\b|<!--", re.IGNORECASE)
-_OTHER_SYNTAX = re.compile(r"^(?:#{1,6} \S|```|~~~|@@ .* @@|diff --git )|\]\((?:https?:|#|\.{0,2}/)", re.MULTILINE)
-"""A heading, a fence or a link of Markdown, or a line of a patch."""
+_OTHER_SYNTAX = re.compile(
+    r"^(?:#{1,6} \S|```|~~~|\|[ :-]|@@ .* @@|diff --git )|\]\((?:https?:|#|\.{0,2}/)", re.MULTILINE
+)
+"""A heading, a fence, a table or a link of Markdown, or a line of a patch."""
 _CODE_STARTS = ("{", "[", "/*", "//", "#!")
 """Starts of JSON and of source code, in which a page may be a string or a comment."""
+_STRING_ESCAPE = '\\"'
+"""A quotation mark in a string of source code, in which markup may be written."""
 _BEFORE_MENTION = " \t([{\"'`“‘«„「"
 _AFTER_MENTION = " \t.,;:!?)]}\"'`”’»“」"
 
@@ -57,9 +61,9 @@ def is_html(text: str) -> bool:
 
     A page begins with its doctype or one of its outermost tags. A fragment contains nearly no "<" besides its tags,
     mentions no tag (` <br> `, "`<b>`"), and is not in another syntax such as Markdown, a patch or JSON. It either
-    begins and ends with a tag, or it has tags that break lines (`<br>`, `<p>`), at least as many as there are line
-    breaks without a tag. So a text that only has tags such as `<b>` and `<kbd>` is no fragment, unless it begins and
-    ends with one.
+    begins and ends with a tag, or it has tags that break lines (`<br>`, `<p>`), at least twice as many as there are
+    line breaks without a tag. So a text that only has tags such as `<b>` and `<kbd>` is no fragment, unless it begins
+    and ends with one.
     """
     if "<" not in text or ">" not in text:
         return False
@@ -79,13 +83,13 @@ def is_html(text: str) -> bool:
     if not tags or num_other > len(tags) // 10 or num_mentions > len(tags) // 10:
         return False
     line_breaks = [tag for tag in tags if _BLOCK_ELEMENTS.fullmatch(tag[2]) or tag[2].lower() in ("br", "hr")]
-    if (
-        len(line_breaks) == 1
-        and tags[0][2].lower() == "p"
-        and content[max(0, tags[0].start() - 1) : tags[0].start()].isalnum()
-    ):
-        return False  # as in vector<p>
-    return bool(line_breaks) and len(line_breaks) >= _num_bare_line_breaks(content)
+    if not line_breaks or _STRING_ESCAPE in content:
+        return False
+    first = line_breaks[0]
+    is_type_parameter = first[2].lower() == "p" and content[first.start() - 1 : first.start()].isalnum()  # vector<p>
+    if len(line_breaks) == 1 and is_type_parameter:
+        return False
+    return len(line_breaks) >= 2 * _num_bare_line_breaks(content)
 
 
 def _prose(text: str) -> str:

@@ -78,6 +78,8 @@ PLAIN_TEXTS = {
     "Markdown": '<p align="center"><img src="a.png"></p>\n\n# Name\n\nText\n<br>\n\n```\n<p>a</p>\n```\n<p>end</p>',
     "a patch": "diff --git a/x.html b/x.html\n@@ -1,2 +1,2 @@\n-<p>old</p>\n+<p>new</p>\n",
     "a page in JSON": '{"desc": "<p>One</p><p>Two</p>"}',
+    "a page in JavaScript": 'var index = {"info":[["a","<p>One <a href=\\"x\\">two</a>\\n<p>Three"]]};',
+    "a table of Markdown": "| a | b |\n|---|---|\n| one<br>two | three<br>four |",
     "a template": "def page(name):\n    return f'<p>{name}</p>'\n\nprint(page('x'))\nprint(1)\n",
     "a page that is shown": "```html\n<!DOCTYPE html><html><body><p>x</p></body></html>\n```\n",
     "a heart": "<3 <3 <3",
