@@ -294,6 +294,19 @@ def test_the_error_for_a_corpus_that_was_all_quarantined_names_a_folder_with_the
 
 
 @pytest.mark.usefixtures("without_ray")
+def test_the_text_of_a_wet_file_beside_a_crawl_is_not_taken_for_markup(tmp_path: Path) -> None:
+    text = "if a<b and b>c: use <b>bold</b>\n#include <stdio.h>\nFrom: <name@host>\nशब्द &amp; ไทย 漢字\n" * 3
+    page = b"HTTP/1.1 200 OK\r\n\r\n<html><body><main><p>Gr\xf6\xdfe is said by <b>nobody</b>.</p></main></body></html>"
+    blocks = {"a.wet": ("conversion", "text/plain", text.encode()), "b.warc": ("response", "application/http", page)}
+    for name, (kind, content_type, block) in blocks.items():
+        head = f"WARC/1.0\r\nWARC-Type: {kind}\r\nContent-Type: {content_type}\r\nContent-Length: {len(block)}\r\n\r\n"
+        (tmp_path / name).write_bytes(head.encode() + block + b"\r\n\r\n")
+    source = {"name": "s", "path": [f"{tmp_path}/*.wet", f"{tmp_path}/*.warc"], "format": "warc"}
+    run(build(CorpusConfig, {"sources": [source], "steps": [{"extract_html": {}}]}), tmp_path / "out")
+    assert {row["text"] for row in rows(tmp_path / "out", "documents")} == {text, "Größe is said by nobody."}
+
+
+@pytest.mark.usefixtures("without_ray")
 def test_the_kinds_of_records_that_are_no_documents_are_counted_by_source(tmp_path: Path) -> None:
     page = b"HTTP/1.1 %s\r\nContent-Type: %b\r\n\r\n<p>A page with some text."
     pages = [
