@@ -6,7 +6,7 @@ raymill run reward configs/tiny/reward.yaml
 import itertools
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -231,7 +231,7 @@ class PairReader:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def take(self, indices: np.ndarray) -> "PairBatch":
+    def take(self, indices: Iterable[int]) -> "PairBatch":
         """Return the pairs at `indices` as a batch, padded to the longest sequence of these pairs."""
         from model.batch import pair_batch
 

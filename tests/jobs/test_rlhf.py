@@ -19,14 +19,14 @@ from cluster.placement import Placement
 from cluster.storage import Storage
 from cluster.tracking import Tracker
 from cluster.user_program import Program
-from data.tokens.tokenizer import read_chat_special_tokens, save_tokenizer
+from data.tokens.tokenizer import load_encoder, read_chat_special_tokens, save_tokenizer
 from data.tokens.tokenizer_recipe import MIN_BPE_SIZE
 from data.tokens.tokenizer_training import train_tokenizer
 from jobs.frame.artifact import Artifact, open_artifact
 from jobs.frame.config_loader import build
 from jobs.frame.stage import Context
 from jobs.frame.user_code import read_verifier_program
-from jobs.rlhf import RLHFConfig, check, check_inputs, check_planned_inputs, run, train
+from jobs.rlhf import RLHFConfig, check, check_inputs, check_planned_inputs, check_prompts, run, tokenize_prompts, train
 from model.huggingface import save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.learning import LearningConfig
@@ -155,6 +155,34 @@ def test_held_out_prompts_without_room_for_an_answer_are_refused(config: RLHFCon
     (tmp_path / "held_out.jsonl").write_text(json.dumps({"prompt": "long " * 40}))
     with pytest.raises(ValueError, match="held_out_prompts: none of the 1 prompts leaves room for"):
         check_inputs(config, {"policy": save_model(tmp_path / "policy")})
+
+
+def test_prompts_that_cannot_be_used_are_set_aside_with_their_lines(config: RLHFConfig, tmp_path: Path) -> None:
+    inputs = {"policy": save_model(tmp_path / "policy")}
+    lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    reply = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join([*lines, json.dumps({"messages": reply})]))
+    check_prompts(config)
+    prompts = tokenize_prompts(config, inputs)
+    (line,) = prompts.files["prompts"].quarantined
+    assert (line.file, line.line) == (f"{tmp_path}/prompts.jsonl", 13) and "must have the role user" in line.reason
+    assert (len(prompts.train), len(prompts.held_out), prompts.counts.num_quarantined) == (12, 4, 1)
+    (tmp_path / "prompts.jsonl").write_text("\n".join([*lines, "broken", "{}"]))
+    with pytest.raises(ValueError, match=r"prompts: 2 of 14 records cannot be used, .*prompts\.jsonl:1[34]: "):
+        check_prompts(config)
+
+
+def test_a_policy_without_a_template_continues_the_text_of_a_prompt(config: RLHFConfig, tmp_path: Path) -> None:
+    policy = save_model(tmp_path / "policy")
+    path = tmp_path / "policy" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": ""}))
+    prompt = tokenize_prompts(config, {"policy": policy}).train[0]
+    assert prompt.text == "say 0" and load_encoder(tmp_path / "policy").decode(prompt.prompt_ids[1:]) == "say 0"
+    assert prompt.prompt_ids[0] == load_encoder(tmp_path / "policy").token_to_id("<|endoftext|>")
+    messages = {"messages": [{"role": "user", "content": "Hi"}]}
+    (tmp_path / "prompts.jsonl").write_text("\n".join([json.dumps(messages)] * 3))
+    with pytest.raises(ValueError, match=r"3 of 3 records cannot be used, .*the tokenizer has no chat template"):
+        check_inputs(config, {"policy": policy})
 
 
 def make_context(output: Path, policy: Artifact) -> Context:
