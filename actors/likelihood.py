@@ -115,17 +115,18 @@ def common_documents(scores: Sequence[TextScores], xz: XzSize | None) -> NDArray
     return is_common if xz is None else is_common & np.isin(scores[0].index, xz.index)
 
 
-def load_language_model(folder: Path) -> Transformer:
+def load_language_model(folder: Path, *, rounding: torch.Generator | None = None) -> Transformer:
     """Load a language model from a Hugging Face folder.
 
-    A compressed (int8) model is loaded in floating point. It then rounds its weights and activations as vLLM does.
+    A compressed (int8) model is loaded in floating point. It then rounds its weights and activations as vLLM does, or
+    with the generator `rounding` it rounds the activations up or down at random.
     """
     if not is_quantized(folder):
         return load_hf_model(folder)
     with tempfile.TemporaryDirectory(prefix="raymill-int8-") as decompressed:
         decompress_folder(folder, Path(decompressed))
         model = load_hf_model(Path(decompressed))
-    simulate_int8(model)
+    simulate_int8(model, generator=rounding)
     return model
 
 
@@ -155,10 +156,14 @@ def xz_size(split: Storage, tokenizer: Storage, index: NDArray[np.int64] | None 
 
 
 def sequence_logprobs(
-    model_folder: Storage, sequences: Sequence[Sequence[int]], *, device: str
+    model_folder: Storage, sequences: Sequence[Sequence[int]], *, device: str, rounds_at_random: bool = False
 ) -> list[NDArray[np.float64]]:
-    """Return for each sequence the logprobs of all tokens but the first, computed by Raymill's model in float32."""
-    model = load_language_model(model_folder.local()).to(device).requires_grad_(False)
+    """Return for each sequence the logprobs of all tokens but the first, computed by Raymill's model in float32.
+
+    With `rounds_at_random`, a compressed model rounds its activations up or down at random (`simulate_int8`).
+    """
+    rounding = torch.Generator(device).manual_seed(0) if rounds_at_random else None
+    model = load_language_model(model_folder.local(), rounding=rounding).to(device).requires_grad_(False)
     result: list[NDArray[np.float64]] = []
     num_rows = max(1, MAX_PASS_TOKENS // max(map(len, sequences)))
     for start in range(0, len(sequences), num_rows):

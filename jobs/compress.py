@@ -105,7 +105,7 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
     import ray
 
     from actors.likelihood import score_text, sequence_logprobs, vllm_sequence_logprobs
-    from model.quantize import compress_folder
+    from model.quantize import adds_int8_exactly, compress_folder
 
     worker, split = config.execution.worker, context.inputs["text"].storage / "validation"
     wait_for_capacity(worker.bundles, "compress: execution.worker")
@@ -116,8 +116,12 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
         context.output.put_folder(Path(scratch), "model")
     probes, device = _probes(split), worker.device
     engine = ray_task(vllm_sequence_logprobs, worker, engine_env())(compressed, probes, device=device)
-    # Raymill's logprobs: first of the compressed model, then of the original.
-    ours = [ray_task(sequence_logprobs, worker)(folder, probes, device=device) for folder in (compressed, original)]
+    # Raymill's logprobs of the compressed model: with int8 rounding as it is, and with rounding at random.
+    ours = [
+        ray_task(sequence_logprobs, worker)(compressed, probes, device=device, rounds_at_random=at_random)
+        for at_random in (False, True)
+    ]
+    adds_exactly = ray_task(adds_int8_exactly, worker)(device)
     # The documents are divided into `num_parts` parts of about text_bytes, and only part 0 is measured.
     num_parts = max(1, round(read_manifest(split).num_bytes / config.text_bytes))
     settings = {"part": 0, "num_parts": num_parts, "overlap": config.overlap, "precision": "float32", "device": device}
@@ -125,14 +129,15 @@ def run(config: CompressConfig, context: Context) -> CompressSummary:
     with show_activity("measuring the original and the compressed model"):
         before, after = ray.get(scores)
     with show_activity("comparing vLLM's logprobs of the compressed model with ours"):
-        difference = check_engine(*ray.get([engine, *ours]))
+        check = check_engine(*ray.get([engine, *ours]), adds_exactly=ray.get(adds_exactly))
     # Both models are measured on the same documents, so `before.num_bytes` is the size of the text for both.
     summary = CompressSummary(
         **asdict(size),
         bits_per_byte_original=bits_per_byte(before.nats, before.num_bytes),
         bits_per_byte_compressed=bits_per_byte(after.nats, before.num_bytes),
         bits_per_byte_change=bits_per_byte(after.nats - before.nats, before.num_bytes),
-        engine_logprob_difference=difference,
+        engine_logprob_difference=check.difference,
+        rounding_logprob_difference=check.rounding,
     )
     context.tracker.log(0, summary.by_key())
     return summary
@@ -175,7 +180,7 @@ def workload(config: CompressConfig, planned: PlannedInputs) -> Workload:
 
 STAGE = Stage(
     name="compress",
-    version=2,
+    version=3,
     kind="compressed_model",
     config=CompressConfig,
     run=run,

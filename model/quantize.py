@@ -48,6 +48,15 @@ class CompressedSize:
     """Number of parameters that are still floating point."""
 
 
+def adds_int8_exactly(device: str) -> bool:
+    """Return whether this machine's processors (`cpu`) or GPUs (`cuda`) add products of int8 numbers without overflow.
+
+    A processor needs int8 dot products (VNNI or AMX) for this. Others add pairs of products in 16 bits.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    return device != "cpu" or any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
 def quantize_weight(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     """Return an int8 weight [O, I] and a float32 scale [O, 1], so that int8 · scale approximates the weight.
 
@@ -65,11 +74,19 @@ def dequantize_weight(int8_OI: Tensor, scale_O1: Tensor) -> Tensor:
     return int8_OI.float() * scale_O1.float()
 
 
-def round_activations(x: Tensor) -> Tensor:
-    """Quantize x [..., I] to int8 with a symmetric scale per token, and return the dequantized values in x's dtype."""
+def round_activations(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Quantize x [..., I] to int8 with a symmetric scale per token, and return the dequantized values in x's dtype.
+
+    With a generator, each value is rounded up or down at random, up with the probability of its distance from the lower
+    int8 value.
+    """
     x_float = x.float()
     scale = x_float.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / INT8_MAX
-    return ((x_float / scale).round() * scale).to(x.dtype)
+    steps = x_float / scale
+    if generator is None:
+        return (steps.round() * scale).to(x.dtype)
+    thresholds = torch.rand(steps.shape, generator=generator, device=steps.device)
+    return ((steps + thresholds).floor() * scale).to(x.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -80,24 +97,32 @@ class Int8Linear(nn.Module):
     quantized model and is not faster than a float layer.
     """
 
-    def __init__(self, int8_OI: Tensor, scale_O1: Tensor) -> None:
+    def __init__(self, int8_OI: Tensor, scale_O1: Tensor, *, generator: torch.Generator | None = None) -> None:
+        """With a generator, the activations are rounded up or down at random."""
         super().__init__()
         self.register_buffer("weight", dequantize_weight(int8_OI, scale_O1))
+        self._generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(round_activations(x), self.get_buffer("weight").to(x.dtype))
+        return F.linear(round_activations(x, self._generator), self.get_buffer("weight").to(x.dtype))
 
 
-def simulate_int8(model: nn.Module) -> None:
+def simulate_int8(model: nn.Module, *, generator: torch.Generator | None = None) -> None:
     """Replace every linear layer in the transformer blocks by an `Int8Linear`, in place.
 
     The model then computes what vLLM computes with the quantized model. The embedding and the lm_head do not change.
+    With a generator on the model's device, the activations are rounded up or down at random, which shows how much
+    rounding alone changes this model's logprobs.
     """
     for block in model.get_submodule("layers").children():
         for name, module in list(block.named_modules()):
             if isinstance(module, nn.Linear):
                 parent = block.get_submodule(name.rpartition(".")[0])
-                setattr(parent, name.rpartition(".")[2], Int8Linear(*quantize_weight(module.weight.detach())))
+                setattr(
+                    parent,
+                    name.rpartition(".")[2],
+                    Int8Linear(*quantize_weight(module.weight.detach()), generator=generator),
+                )
 
 
 def compress_folder(source: Path, target: Path, *, kept_dtype: ComputePrecision = "bfloat16") -> CompressedSize:

@@ -247,7 +247,8 @@ def report_compression(artifact: Artifact) -> ReportPart:
         f"{summary.num_quantized:,} weights were rounded to int8 with one scale for each output channel, and "
         f"{summary.num_kept:,} weights are still floating point. Activations are rounded to int8 while the model runs. "
         "As a check, vLLM loaded the compressed model. Its logprobs differ from those of Raymill's model code by "
-        f"{summary.engine_logprob_difference:.4f} nats on average."
+        f"{summary.engine_logprob_difference:.4f} nats on average. Rounding alone changes this model's logprobs by "
+        f"{summary.rounding_logprob_difference:.4f} nats."
     )
     header = ["", "weights on disk", "bits per byte"]
     return ReportPart(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
+from torch import Tensor
 
 from model.batch import batch_from_sequences
 from model.huggingface import load_hf_model, save_hf_model
 from model.huggingface_config import SpecialTokens
 from model.objectives import logprobs
 from model.quantize import (
+    Int8Linear,
     compress_folder,
     decompress_folder,
     dequantize_weight,
@@ -94,6 +99,48 @@ def test_the_simulation_has_the_same_logprobs_as_the_written_folder(folder: Path
     assert torch.allclose(logprobs(loaded, batch), logprobs(simulated, batch), atol=1e-5)
     difference = (logprobs(simulated, batch) - original).abs()
     assert 1e-4 < difference.mean() < 0.1
+
+
+def test_activations_that_are_rounded_at_random_become_a_neighbor_and_are_right_on_average() -> None:
+    x = torch.tensor([[127.0, 1.25, -2.75, 3.0]]).expand(4000, 4)
+    rounded = round_activations(x, torch.Generator().manual_seed(0))
+    assert [sorted(set(column.tolist())) for column in rounded.T] == [[127.0], [1.0, 2.0], [-3.0, -2.0], [3.0]]
+    assert rounded.mean(0).tolist() == pytest.approx([127.0, 1.25, -2.75, 3.0], abs=0.03)
+
+
+def misread(model: Transformer, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Transformer:
+    """Return the model that an engine computes which misreads weights and scales."""
+    simulate_int8(model)
+    for module in model.modules():
+        if isinstance(module, Int8Linear):
+            int8, scale = quantize_weight(module.weight)
+            module.weight.copy_(dequantize_weight(*change(int8, scale)))
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda int8, scale: (int8, scale.roll(1, 0)),  # each scale belongs to the row before
+        lambda int8, scale: (int8, scale.flip(0)),
+        lambda int8, scale: (int8, scale * 2),
+        lambda int8, scale: (int8.float() + 8, scale),  # a wrong zero point
+        lambda int8, scale: (int8.roll(1, 0), scale),  # rows in another order
+        lambda int8, scale: (int8.roll(32, 1), scale),  # groups of columns in another order
+        lambda int8, scale: (int8.reshape(int8.shape[1], -1).T, scale),  # transposed
+    ],
+)
+def test_a_misread_folder_differs_by_more_than_rounding_explains(folder: Path, change: Any) -> None:
+    ids = torch.randint(0, 320, (4, 60), generator=torch.Generator().manual_seed(1)).tolist()
+    batch = batch_from_sequences(ids, [[True] * 60] * 4, length=59, pad_id=2)
+    models = [load_hf_model(folder) for _ in range(3)]
+    simulate_int8(models[0])
+    simulate_int8(models[1], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        right, at_random, wrong = (
+            logprobs(m, batch).flatten().numpy() for m in (*models[:2], misread(models[2], change))
+        )
+    assert np.abs(wrong - right).mean() > 8 * np.abs(at_random - right).mean()  # MAX_SATURATION_RATIO
 
 
 def test_a_quantized_folder_is_rejected(folder: Path, tmp_path: Path) -> None:

@@ -57,6 +57,24 @@ def test_the_step_does_not_depend_on_micro_batches() -> None:
         torch.testing.assert_close(flat(state), flat(states[8]), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("rows", [4, 3, 1])
+def test_a_bfloat16_step_over_uneven_micro_batches_is_equal_within_rounding(rows: int) -> None:
+    """The rows have 0 to 12 loss tokens, so a mean over micro-batches of their means would be another loss."""
+    whole, split = (make_state(autocast_dtype=torch.bfloat16) for _ in range(2))
+    for seed in range(5):
+        parts = list(split_rows(make_batch(seed), rows))
+        means = [
+            causal_lm(split.model, part).sum.item() / int(part.loss_mask.sum())
+            for part in parts
+            if part.loss_mask.any()
+        ]
+        expected = train_step(whole, [make_batch(seed)], causal_lm)
+        report = train_step(split, parts, causal_lm)
+        assert report.loss == pytest.approx(expected.loss, abs=5e-4)
+        assert report.grad_norm == pytest.approx(expected.grad_norm, rel=2**-7)
+        assert abs(sum(means) / len(means) - expected.loss) > 5e-4
+
+
 def test_one_step_equals_pytorch_with_mean_loss_clip_grad_norm_and_adamw() -> None:
     state = make_state(clip_norm=0.5)
     twin = copy.deepcopy(state.model)

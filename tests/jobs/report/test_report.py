@@ -308,6 +308,7 @@ def fake_deployment(store: Storage, rlhf: Artifact, shards: Artifact) -> tuple[A
         "bits_per_byte_compressed": interval_around(1.845, 0.02),
         "bits_per_byte_change": interval_around(0.005, 0.001),
         "engine_logprob_difference": 0.0021,
+        "rounding_logprob_difference": 0.0043,
     }
     compress = write_artifact(
         store, "compress", "compress", sizes | quality, inputs=input_records(model=rlhf, text=shards)
