@@ -7,6 +7,7 @@ never stops the run and is never lost. A failing file system stops the run, beca
 """
 
 import difflib
+import json
 import logging
 import re
 from collections import Counter
@@ -301,20 +302,29 @@ def _check_schema(location: str, source: Source, urls: list[str]) -> None:
 
 
 def _check_unique_ids(location: str, source: Source, records: list[dict[str, Any]]) -> None:
-    """Raises ValueError if the first records have one id and different texts.
+    """Raises ValueError if three of the first records have one id and different texts. Warns of two.
 
-    The steps might drop all of them but one. But an id column that repeats in the first records is a mistake. The run
-    checks the ids of all documents that it keeps (`data.corpus.unique_ids`).
+    The steps might drop all of them but one. But an id column that repeats so often in the first records is a mistake.
+    The run checks the ids of all documents that it keeps (`data.corpus.unique_ids`).
     """
-    texts: dict[Any, Any] = {}
-    for record in records if source.id is not None else []:
-        id, text = column_value(record, source.id or ""), column_value(record, source.text)
-        if isinstance(id, str | int) and id != "" and texts.setdefault(id, text) != text:
-            raise ValueError(
-                f"{location}.id: the column {source.id!r} does not identify a document: the first records have "
-                f"different texts with the id {id!r}; name a column with unique values, or remove the field, so that "
-                "ids are hashes of the texts"
-            )
+    if source.id is None:
+        return
+    texts: dict[str, set[str]] = {}
+    for record in records:
+        id, text = column_value(record, source.id), column_value(record, source.text)
+        if isinstance(id, str | int) and id != "":
+            texts.setdefault(str(id), set()).add(json.dumps(text, default=str))
+    id = max(texts, key=lambda id: len(texts[id]), default="")
+    if len(texts.get(id, ())) < 2:
+        return
+    message = (
+        f"{location}.id: the column {source.id!r} does not identify a document: the first records have "
+        f"{len(texts[id])} different texts with the id {id!r}; name a column with unique values, or remove the field, "
+        "so that ids are hashes of the texts"
+    )
+    if len(texts[id]) > 2:
+        raise ValueError(message)
+    log.warning("%s; if the corpus keeps both, the run ends with an error", message)
 
 
 def _likely_encoding(source: Source, url: str) -> str | None:

@@ -338,7 +338,7 @@ def test_different_texts_with_one_id_are_an_error(tmp_path: Path, steps: list[di
     message = r"sources\.s\.id: the column 'id' does not identify a document: "
     with pytest.raises(ValueError, match=message + "3 different documents share 1 id, such as 's/same'"):
         run(config, tmp_path / "out")
-    with pytest.raises(ValueError, match=message + "the first records have different texts with the id 'same'"):
+    with pytest.raises(ValueError, match=message + "the first records have 3 different texts with the id 'same'"):
         STAGE.check_sources(config)
     run(build(CorpusConfig, {"sources": [values | {"id": None}], "steps": steps}), tmp_path / "other")
 
