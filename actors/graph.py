@@ -50,7 +50,15 @@ from actors.rollout import (
 from actors.settings import GraphExecution
 from actors.spawn import Reservation, Spawner, reserve
 from actors.step_metrics import StepMetrics, Timer, reference_kl, rollout_metrics, update_metrics
-from actors.sync_check import LogprobDifference, check_logprobs, check_rollouts, logprob_bound
+from actors.sync_check import (
+    LogprobDifference,
+    check_logprobs,
+    check_rollouts,
+    is_within,
+    logprob_bound,
+    logprob_difference,
+    rounding_bound,
+)
 from actors.training_rank import TrainingSettings
 from actors.verifier import ScorerInput, Verifier
 from actors.weight_sync import WeightSnapshot
@@ -177,6 +185,7 @@ class Graph:
         self._current_snapshot: WeightSnapshot | None = None
         self._previous_snapshot: WeightSnapshot | None = None
         self._restarts_left = execution.learners.max_failures
+        self._logprob_bound = logprob_bound(config.learning)
         group_names = (_LEARNER,) if critic is None else (_LEARNER, _CRITIC)
         self._checkpoints = GroupCheckpoints({name: config.checkpoints / name for name in group_names})
 
@@ -413,13 +422,28 @@ class Graph:
         return math.ceil(_MIN_SYNC_CHECK_PROMPTS / num_ranks) * num_ranks
 
     def _check_logprobs(self, batch: Batch, engine_NT: Tensor, learner_NT: Tensor) -> LogprobDifference:
-        """Return the logprob difference between engine and learner. Raises EngineMismatchError if it is too large."""
+        """Return the logprob difference between engine and learner. Raises EngineMismatchError if it is too large.
+
+        If it exceeds the bound, what rounding alone does to this model is measured on the batch, and sets a new bound.
+        """
         assert self._current_snapshot is not None
+        if not is_within(logprob_difference(batch, engine_NT, learner_NT), self._logprob_bound):
+            perturbed_NT = self.learner.perturbed_logprobs(batch).wait()
+            rounding = logprob_difference(batch, perturbed_NT, learner_NT)
+            self._logprob_bound = rounding_bound(self._config.learning, rounding)
+            log.info(
+                "rounding alone changes this model's logprobs by up to %.3g (mean %.3g) nats; the engine's may "
+                "differ by %.3g (mean %.3g)",
+                rounding.max,
+                rounding.mean,
+                self._logprob_bound.max,
+                self._logprob_bound.mean,
+            )
         return check_logprobs(
             batch,
             engine_NT,
             learner_NT,
-            bound=logprob_bound(self._config.learning),
+            bound=self._logprob_bound,
             model_config=self._model_config,
             temperature=self._config.rollouts.temperature,
             current=self._current_snapshot,

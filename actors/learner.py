@@ -26,6 +26,7 @@ from model.huggingface_config import SpecialTokens
 from model.objectives import logprobs
 from model.parallel import full_state_dict
 from model.precision import require_resolved, torch_dtype
+from model.rounding import perturbed
 from model.train import StepReport
 
 
@@ -84,6 +85,12 @@ class Learner:
         false.
         """
         return self._training_rank.compute(functools.partial(logprobs, temperature=self._temperature), batch)
+
+    def perturbed_logprobs(self, batch: Batch) -> Tensor:
+        """Return the same as `logprobs`, but with the values of all layers moved by up to one rounding step."""
+        precision = require_resolved(self._settings.learning.precision)
+        with perturbed(self._training_rank.state.model, precision):
+            return self.logprobs(batch)
 
     def update(self, batch: PolicyBatch, step: int) -> list[StepReport]:
         """Run one optimizer step for each minibatch of each epoch. Returns the step reports in order.
@@ -148,6 +155,11 @@ class LearnerGroup:
         """
         batch_ref = to_object_ref(batch)
         return self.ranks.call(lambda actor: actor.logprobs.remote(batch_ref), torch.cat)
+
+    def perturbed_logprobs(self, batch: Batch) -> Pending[Tensor]:
+        """Start computing the logprobs [N, T] with values that are moved by up to one rounding step."""
+        batch_ref = to_object_ref(batch)
+        return self.ranks.call(lambda actor: actor.perturbed_logprobs.remote(batch_ref), torch.cat)
 
     def update(self, batch: PolicyBatch, step: int) -> Pending[list[StepReport]]:
         """Start one optimizer step for each minibatch of each epoch. The result is the list of step reports."""

@@ -53,10 +53,12 @@ class LearningConfig:
     (`model.precision`)."""
     max_logprob_difference: float | None = None
     """Largest allowed difference between the engine's and the learner's logprob of any sampled token, in nats. If it is
-    exceeded, the stage fails. Null means 1e-4 in float32 and 2 in bfloat16."""
+    exceeded, the stage fails. Null means 1e-4 in float32 and 2 in bfloat16, or three times what rounding alone does to
+    this model, if that is more."""
     mean_logprob_difference: float | None = None
     """Largest allowed mean of this difference over the sampled tokens of an RLHF step, in nats. If it is exceeded, the
-    stage fails. Null means 1e-4 in float32 and 0.1 in bfloat16."""
+    stage fails. Null means 1e-4 in float32 and 0.1 in bfloat16, or three times what rounding alone does to this model,
+    if that is more."""
 
     @property
     def optimizer_steps_per_rlhf_step(self) -> int:

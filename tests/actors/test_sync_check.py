@@ -12,7 +12,16 @@ from torch import Tensor
 
 from actors.logprobs import logprobs_under
 from actors.rollout import PromptRequest, Rollout, RolloutGroup, rollout_batch
-from actors.sync_check import LogprobBound, check_load, check_logprobs, check_rollouts
+from actors.sync_check import (
+    LogprobBound,
+    LogprobDifference,
+    check_load,
+    check_logprobs,
+    check_rollouts,
+    logprob_bound,
+    logprob_difference,
+    rounding_bound,
+)
 from actors.weight_sync import (
     InvalidRolloutError,
     LoadReport,
@@ -24,7 +33,9 @@ from actors.weight_sync import (
 )
 from model.batch import Batch
 from model.huggingface import load_hf_model
+from model.learning import LearningConfig
 from model.objectives import logprobs
+from model.rounding import perturbed
 from model.transformer import Transformer
 
 REQUEST = PromptRequest(4, (1, 2), 1)
@@ -146,3 +157,28 @@ def test_bfloat16_weights_are_sent_unchanged(ray_session: None, policies: dict[s
     assert table.dtype == torch.bfloat16
     assert torch.equal(table, model.embedding.weight.detach().bfloat16())
     assert ray.is_initialized()
+
+
+def test_the_bound_is_a_multiple_of_what_rounding_does_unless_it_is_configured() -> None:
+    large, small = LogprobDifference(max=2.0, mean=0.2), LogprobDifference(max=1e-6, mean=1e-6)
+    learning = LearningConfig(precision="bfloat16")
+    assert rounding_bound(learning, large) == LogprobBound(max=6.0, mean=pytest.approx(0.6))
+    assert rounding_bound(learning, small) == logprob_bound(learning)
+    configured = replace(learning, mean_logprob_difference=0.05)
+    assert rounding_bound(configured, large) == LogprobBound(max=6.0, mean=0.05)
+
+
+def test_a_perturbed_model_moves_by_about_a_rounding_step_and_is_unchanged_afterwards(
+    policies: dict[str, Path],
+) -> None:
+    model = load_hf_model(policies["untied-1"]).requires_grad_(False)
+    rollouts = [Rollout((5, 6, 7), tuple(range(10 + i, 26 + i)), (0.0,) * 16, 2, False) for i in range(4)]
+    batch = rollout_batch(rollouts, pad_id=0)
+    before = logprobs(model, batch)
+    with perturbed(model, "float32"):
+        float32 = logprob_difference(batch, logprobs(model, batch), before)
+    with perturbed(model, "bfloat16"):
+        bfloat16 = logprob_difference(batch, logprobs(model, batch), before)
+    assert torch.equal(logprobs(model, batch), before)
+    assert 0 < float32.mean < 1e-4
+    assert 1e3 < bfloat16.mean / float32.mean < 1e6  # a rounding step is 2^16 times as large
