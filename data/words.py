@@ -24,7 +24,7 @@ With `words: icu`, the dictionaries of ICU cut Chinese, Japanese, Thai, Lao, Khm
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from importlib.util import find_spec
 from itertools import chain
@@ -215,6 +215,11 @@ def may_have_units(text: str) -> bool:
     return not text.isascii() and _MAY_BE_UNIT.search(text) is not None
 
 
+def num_units(words: Iterable[str]) -> int:
+    """Return how many of the words are units of scripts without spaces that are smaller than words."""
+    return sum(map(_IS_UNIT.__getitem__, words))
+
+
 class _ClassTable(dict[int, str]):
     """Table for `str.translate` that replaces each character by the letter of its class in `_CLASSES`.
 
@@ -324,5 +329,6 @@ _UNMARKED_CONTRACTIONS = frozenset(("cannot", "Cannot", "gonna", "Gonna", "gotta
 
 _SPLIT_STRINGS = StringCache(_split_string)
 _SPLIT_STRINGS_BY_ICU = StringCache(_split_string_by_icu)
+_IS_UNIT = StringCache(lambda word: unit_of(word) is not Unit.WORD)
 _SPACE_SEPARATED_STRINGS = StringCache(_space_separated_string)
 _PLAIN_STRINGS = StringCache(_plain_string)

@@ -97,7 +97,7 @@ def _kept_lines(text: str, settings: C4Quality, changes: Counter[str], has_marks
     """
     policies = [phrase.lower() for phrase in settings.policy_phrases]
     for line in map(str.strip, text.splitlines()):
-        words = line.split()
+        words = space_separated_words(line)
         if _has_long_word(line, words, settings.max_word_length):
             changes["c4_quality/long_word"] += 1
             continue
@@ -107,7 +107,7 @@ def _kept_lines(text: str, settings: C4Quality, changes: Counter[str], has_marks
         lower = line.lower()
         if settings.terminal_punctuation and has_marks and not _ends_well(line):
             changes["c4_quality/terminal_punctuation"] += 1
-        elif len(space_separated_words(line)) < (settings.min_words_per_line or 0):
+        elif len(words) < (settings.min_words_per_line or 0):
             changes["c4_quality/few_words"] += 1
         elif _drop_reason_of_line(line, lower, settings):
             yield line
@@ -121,9 +121,7 @@ def _kept_lines(text: str, settings: C4Quality, changes: Counter[str], has_marks
 
 def _has_long_word(line: str, words: list[str], max_length: int | None) -> bool:
     """Return whether a word has more than `max_length` characters. Most lines are too short for such a word."""
-    if max_length is None or len(line) <= max_length or not any(len(word) > max_length for word in words):
-        return False
-    return line.isascii() or any(len(word) > max_length for word in space_separated_words(line))
+    return max_length is not None and len(line) > max_length and any(len(word) > max_length for word in words)
 
 
 def _ends_well(line: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from data.cleaning.language_rules import LanguageRules, LanguageSettings
 from data.cleaning.sentences import line_ends_sentence
 from data.cleaning.step import Outcome, check_at_least, check_shares, filter_by_language, is_above
-from data.words import Unit, WordRule, check_word_rule, split_words, unit_of
+from data.words import WordRule, check_word_rule, num_units, split_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,5 +92,4 @@ def _num_words(text: str, rule: WordRule, rules: LanguageRules) -> float:
     words = split_words(text, rule)
     if text.isascii():
         return len(words)
-    num_units = sum(unit_of(word) is not Unit.WORD for word in words)
-    return len(words) - num_units * (1 - 1 / rules.units_per_word)
+    return len(words) - num_units(words) * (1 - 1 / rules.units_per_word)

@@ -229,6 +229,9 @@ _LANGUAGE_OF_SCRIPT = {
 }  # fmt: skip
 """The language with most speakers of each script, by the first word of the names of the script's characters."""
 _MAX_EXAMINED_CHARACTERS = 1000
+_MAX_BYTES_OF_LATIN = 1.1
+"""Mean number of bytes of a character in UTF-8 up to which a text is taken for Latin without looking at its letters.
+All letters of other scripts have at least two bytes."""
 _MIN_KANA = 0.05
 """Minimum share of kana in a text of kana and ideographs for it to be Japanese."""
 
@@ -246,7 +249,7 @@ _SCRIPT_TABLE = _ScriptTable()
 
 def _language_of_script(text: str) -> str:
     start = text[:_MAX_EXAMINED_CHARACTERS]
-    if start.isascii():
+    if len(start.encode(errors="replace")) <= _MAX_BYTES_OF_LATIN * len(start):
         return "en"
     scripts = Counter(map(_SCRIPT_TABLE.__getitem__, map(ord, start)))
     del scripts[""]
