@@ -289,6 +289,8 @@ def _plain_string(string: str) -> tuple[str, ...]:
     """Return the words of a string without white space as `plain_words` does."""
     # Case folding can undo the normal form, so the text is normalized before and after it.
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", string).casefold())
+    # Case folding makes "i" of "I", but not of the two other letters i of Turkish: "İ" becomes "i" with a dot above.
+    folded = folded.replace("i\u0307", "i").replace("ı", "i")
     return _cut(_IGNORED.sub("", folded), _LETTERS_AND_DIGITS.findall)
 
 

@@ -13,7 +13,7 @@ depend on the number and size of the tasks or on the number of workers.
                                document that is kept instead
     origins/                   the file and offset of each document, for `raymill trace` and `raymill forget`
     quarantine/*.jsonl         records that could not be read, with file, offset and reason
-    samples.json               samples of texts before and after each step that changed them
+    logs/samples.json          samples of texts before and after each step that changed them
     parts.json                 digest and size of each part
     fairness.json              how often each step would remove sentences about each group of people
                                (`data/cleaning/fairness.py`)

@@ -40,9 +40,9 @@ from jobs.frame.fields import PREVIOUS_STAGE, input_artifact
 from jobs.frame.kinds import ShardsSizes
 from jobs.frame.sizes import corpus_sizes, tokenizer_sizes
 from jobs.frame.stage import Context, PlannedInputs, Stage
+from jobs.frame.tokenizer_files import copy_tokenizer
 from jobs.frame.workload import Processes, Workload
 from jobs.report.tokens import report_shards
-from model.huggingface_config import TOKENIZER_FILES
 
 _ENCODE_S_PER_MB = 0.3
 """Seconds of one process to tokenize 1 MB of text on the reference processor (`jobs.frame.cost_model`)."""
@@ -146,7 +146,7 @@ def _write(config: ShardsConfig, context: Context, *, finished: SplitManifests |
     """
     output, corpus = context.output, context.inputs["corpus"]
     tokenizer = context.inputs["tokenizer"].tokenizer
-    _copy_tokenizer(tokenizer, output / "tokenizer")
+    _write_tokenizer(tokenizer, output)
     corpus_summary = corpus.read_summary(CorpusSummary)
     # `excluded` describes the file that lists the documents to leave out: those in the shards of `grow`, and duplicates
     # of those. It is None if `grow` is not set.
@@ -233,24 +233,18 @@ def _remove_leftovers(split: Storage, manifest: ShardManifest) -> None:
         split.remove(name)
 
 
-def _copy_tokenizer(source: Storage, target: Storage) -> None:
-    """Copy the tokenizer files of the folder `source` to the folder `target`.
+def _write_tokenizer(source: Storage, output: Storage) -> None:
+    """Copy the tokenizer files of the folder `source` to the folder `tokenizer` of the artifact.
 
     The copy begins every text with the token that the documents begin with, if this is the tokenizer's bos token. The
     models that are trained on the shards get the copy.
 
     Raises ValueError if `source` has no fast tokenizer.
     """
-    if not source.exists("tokenizer.json"):
-        raise ValueError(f"tokenizer: {source.url} has no tokenizer.json; name a folder with a fast tokenizer")
-    names = [name for name in TOKENIZER_FILES if source.exists(name)]
     with tempfile.TemporaryDirectory() as temporary:
-        copy = Path(temporary)
-        for name in names:
-            (copy / name).write_bytes(source.read_bytes(name))
-        declare_bos(copy)
-        for name in names:
-            target.write_bytes(name, (copy / name).read_bytes())
+        copy_tokenizer(source, Storage(temporary))
+        declare_bos(Path(temporary))
+        output.put_folder(Path(temporary), "tokenizer")
 
 
 def output_sizes(config: ShardsConfig, planned: PlannedInputs) -> ShardsSizes:

@@ -13,7 +13,7 @@ from cluster.plain import from_plain
 from cluster.storage import Storage
 from data.document import Document, unit_hash
 
-SAMPLES = "samples.json"
+SAMPLES = "logs/samples.json"
 """Name of the file of a corpus artifact with the samples (`SamplesBySource`)."""
 MAX_SAMPLES = 3
 """Maximum number of samples of a step and a source."""

@@ -21,7 +21,7 @@ _REMEDIES = {
     "system prompt of chats) out of their text, or raise its threshold",
     "exact_duplicates": "the texts are equal to each other or to those of other sources; check the source's `text` and "
     "`path`",
-    _EMPTY: "the steps left no text; samples.json shows what they changed",
+    _EMPTY: "the steps left no text; logs/samples.json shows what they changed",
 }
 
 

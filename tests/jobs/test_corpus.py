@@ -547,7 +547,7 @@ def test_samples_do_not_depend_on_batches_and_a_step_for_a_source_changes_no_oth
     monkeypatch.setattr(data.corpus.cleaning_tasks, "_BATCH_RECORDS", 7)
     run(config, tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    samples = Storage(str(tmp_path / "one")).read_json("samples.json")
+    samples = Storage(str(tmp_path / "one")).read_json("logs/samples.json")
     assert list(samples["prose"]) == ["repair_unicode"] and not samples.get("chats")
     for document_id, before, after in samples["prose"]["repair_unicode"]:
         assert document_id.startswith("prose/") and before.replace("Ã¯", "ï") == after

@@ -257,7 +257,8 @@ def test_the_old_shards_are_copied_once(
     really_copy = Storage.copy
 
     def watched(self: Storage, name: str, target: Storage, target_name: str | None = None) -> None:
-        if target.url.startswith(new.url):  # what readers fetch into the node's cache is no copy of the artifact
+        # What readers fetch into the node's cache is no copy of the artifact.
+        if target.url.startswith(new.url) and name.endswith(".bin"):
             copied.append(f"{target.url.rpartition('/')[2]}/{name}")
         really_copy(self, name, target, target_name)
 
@@ -427,8 +428,8 @@ def foreign_artifact(folder: Path) -> Artifact:
 
 def test_the_tokenizer_of_a_foreign_folder_is_copied_whole(tmp_path: Path) -> None:
     foreign = foreign_artifact(tmp_path / "foreign")
-    jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "copy")))
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == {
+    jobs.shards._write_tokenizer(foreign.storage, Storage(str(tmp_path / "copy")))
+    assert {path.name for path in (tmp_path / "copy/tokenizer").iterdir()} == {
         "chat_template.jinja",
         "merges.txt",
         "special_tokens_map.json",
@@ -437,11 +438,11 @@ def test_the_tokenizer_of_a_foreign_folder_is_copied_whole(tmp_path: Path) -> No
         "vocab.json",
     }
     (tmp_path / "foreign/tokenizer_config.json").unlink()
-    jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "bare")))
-    assert fingerprint(tmp_path / "bare") == fingerprint(tmp_path / "copy")
+    jobs.shards._write_tokenizer(foreign.storage, Storage(str(tmp_path / "bare")))
+    assert fingerprint(tmp_path / "bare/tokenizer") == fingerprint(tmp_path / "copy/tokenizer")
     (tmp_path / "foreign/tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer: .*foreign has no tokenizer\.json; name a folder"):
-        jobs.shards._copy_tokenizer(foreign.storage, Storage(str(tmp_path / "none")))
+        jobs.shards._write_tokenizer(foreign.storage, Storage(str(tmp_path / "none")))
 
 
 def llama2_artifact(folder: Path, bos: str = "<s>") -> Artifact:

@@ -76,7 +76,7 @@ def kept_ids(corpus: Artifact) -> set[str]:
 def bytes_of(artifact: Artifact) -> dict[str, bytes]:
     """Return the content of the files that `forget` leaves as a run without the document would have written them.
 
-    No other sample takes the place of a forgotten one in samples.json.
+    No other sample takes the place of a forgotten one in logs/samples.json.
     """
     skipped = (RECORD, "metrics.jsonl", SAMPLES)
     return {name: artifact.storage.read_bytes(name) for name in artifact.storage.files() if name not in skipped}

@@ -144,7 +144,7 @@ def fake_corpus(store: Storage) -> Artifact:
     )
     (store / corpus.id).write_json("fairness.json", {"language": "en", "rows": LEDGER, "not_judged": [NOT_JUDGED]})
     samples = {"repair_unicode": [["news/1", "naÃ¯ve", HOSTILE]], "redact_pii": [["news/2", None, "to [EMAIL]"]]}
-    (store / corpus.id).write_json("samples.json", {"news": samples})
+    (store / corpus.id).write_json("logs/samples.json", {"news": samples})
     return corpus
 
 
