@@ -92,7 +92,9 @@ def test_plain_words_are_folded_and_have_no_marks(text: str, words: str) -> None
     assert plain_words(text) == words.split()
 
 
-@pytest.mark.parametrize("text", ["Ｗｅｂ Ｔｅｓｔ", "e\u0301te\u0301", "ΑΣ ας", "ﷺ ½", "ｶﾞｷﾞ", "각", "น้ำ ນ້ຳ", "ǅ İ ŉ", "kapı İzmir Iğdır"])
+@pytest.mark.parametrize(
+    "text", ["Ｗｅｂ Ｔｅｓｔ", "e\u0301te\u0301", "ΑΣ ας", "ﷺ ½", "ｶﾞｷﾞ", "각", "น้ำ ນ້ຳ", "ǅ İ ŉ", "kapı İzmir Iğdır"]
+)
 def test_plain_words_do_not_depend_on_form_or_case(text: str) -> None:
     words = plain_words(text)
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
