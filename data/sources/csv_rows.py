@@ -127,8 +127,6 @@ def _read_rows(source: Source, url: str) -> Iterator[tuple[int, list[str] | BadR
         feed.begin_row()
         try:
             row: list[str] | BadRecord = next(reader)
-            if not feed.is_utf8:
-                decode_utf8(_join_lines(feed.row_lines), feed.encoding)  # raises a BadRecord
         except StopIteration:
             return
         except csv.Error as error:
@@ -139,14 +137,27 @@ def _read_rows(source: Source, url: str) -> Iterator[tuple[int, list[str] | BadR
                 reader = (_split_line(line, source.delimiter) for line in feed)
         if quoting and len(feed.row_lines) > 1 and quoting.is_merged(row, feed.row_lines):
             row = _read_literally(feed.return_following_lines(), source.delimiter, feed.encoding)
-        elif quoting and row:
-            quoting.learn(row, feed.row_lines)
+        else:
+            # Only now, because invalid bytes do not show that the row is merged.
+            if not (feed.is_utf8 or isinstance(row, BadRecord)):
+                row = _check_encoding(row, feed.row_lines, feed.encoding)
+            if quoting and row:
+                quoting.learn(row, feed.row_lines)
         if row:  # An empty list is a blank row.
             yield feed.row_lines[0].offset, row
 
 
 def _join_lines(lines: Sequence[_Line]) -> bytes:
     return b"".join(line.content for line in lines if isinstance(line.content, bytes))
+
+
+def _check_encoding(row: list[str], lines: Sequence[_Line], encoding: str) -> list[str] | BadRecord:
+    """Return the row, or a BadRecord if its lines are not all valid in the file's encoding."""
+    try:
+        decode_utf8(_join_lines(lines), encoding)
+    except BadRecord as bad:
+        return bad
+    return row
 
 
 def _split_line(line: str, delimiter: str) -> list[str]:

@@ -127,6 +127,16 @@ def test_texts_of_several_lines_stay_whole(tmp_path: Path, find: Callable) -> No
         assert texts_by_id(found) == dict(zip(ids, texts, strict=True)) and not found.bad
 
 
+@pytest.mark.parametrize("encoding", [None, "shift_jis"])
+def test_a_text_of_several_lines_with_an_invalid_byte_is_quarantined_as_a_whole(
+    tmp_path: Path, find: Callable, encoding: str | None
+) -> None:
+    (tmp_path / "a").write_bytes(b'id,text\n1,"one\ntwo"\n2,"begin\ncaf\xff\nend"\n3,three\n')
+    found = find(tmp_path / "a", "csv", id="id", encoding=encoding)
+    assert texts_by_id(found) == {"1": "one\ntwo", "3": "three"}
+    assert [bad.offset for bad in found.bad] == [20]
+
+
 def test_unenclosed_quotes_show_that_a_file_of_one_column_has_no_quoting(tmp_path: Path, find: Callable) -> None:
     lines = ['He said "no" twice.', '"Twice?', "Yes twice", 'he did"']
     (tmp_path / "a").write_text("\n".join(["text", *lines]))
