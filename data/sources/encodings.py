@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
-from data.document import BadRecord, Source
+from data.document import BadRecord, Source, is_too_long
 
 INVALID = "\ufffd"
 """What browsers show in place of bytes that are invalid in the encoding."""
@@ -232,18 +232,35 @@ def convert_to_utf8(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 def _split_between_characters(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
     """Yield the bytes of the blocks again, divided so that no character is in two of them."""
-    # No character of several bytes contains a byte below 0x30 (of the encodings with escapes, no line end). ISO-2022-JP
-    # returns to ASCII before the end of a line (RFC 1468).
-    boundary = re.compile(rb".*\n" if name == "iso-2022-jp" else rb".*[\x00-\x2f]", re.DOTALL)
-    rest = b""
+    codec = _multi_byte_codec(name)
+    if codec is None and name != "iso-2022-jp":
+        yield from blocks
+        return
+    # No character of several bytes contains a byte below 0x30. ISO-2022-JP returns to ASCII before the end of a line
+    # (RFC 1468).
+    boundary = re.compile(rb".*[\x00-\x2f]" if codec else rb".*(?:\n|\x1b\(B)", re.DOTALL)
+    pieces: list[bytes] = []  # bytes without a boundary
+    num_bytes = 0
     for block in blocks:
-        data = rest + block
-        end = match.end() if (match := boundary.match(data)) else 0
+        end = match.end() if (match := boundary.match(block)) else 0
         if end:
-            yield data[:end]
-        rest = data[end:]
-    if rest:
-        yield rest
+            yield b"".join([*pieces, block[:end]])
+            pieces, num_bytes = [], 0
+        pieces.append(block[end:])
+        num_bytes += len(block) - end
+        if codec and is_too_long(num_bytes):
+            data = b"".join(pieces)
+            rest = _cut_character(data, codec.python)
+            yield data[: len(data) - len(rest)]
+            pieces, num_bytes = [rest], len(rest)
+    yield b"".join(pieces)
+
+
+def _cut_character(data: bytes, python: str) -> bytes:
+    """Return the bytes at the end of `data` that are the begin of a character, for a codec of Python."""
+    decoder = codecs.getincrementaldecoder(python)("replace")
+    decoder.decode(data)
+    return decoder.getstate()[0]
 
 
 def _decode_single_bytes(raw: bytes | bytearray, table: str, invalid: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import data.document
 import data.sources.compression
 from data.document import BadRecord, Source
 from data.sources.charset import decode_html
@@ -156,6 +157,29 @@ def test_blocks_are_converted_without_cutting_a_character(name: str, num_bytes: 
     raw = text.encode({"iso-2022-jp": "iso2022_jp", "windows-1251": "cp1251", "shift_jis": "cp932"}.get(name, name))
     blocks = (raw[start : start + num_bytes] for start in range(0, len(raw), num_bytes))
     assert b"".join(convert_to_utf8(blocks, name)).decode() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("gb18030", "没有空格的句子𠀀"),
+        ("big5", "沒有空格的句子"),
+        ("shift_jis", "空白のない文章ｱ"),
+        ("euc-jp", "空白のない文章ｱ丂"),
+        ("euc-kr", "띄어쓰기없는문장"),
+        ("windows-1251", "безпробелов"),
+    ],
+)
+@pytest.mark.parametrize("num_bytes", [1, 7, 100])
+def test_a_file_without_spaces_and_line_ends_is_converted_in_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, num_bytes: int
+) -> None:
+    monkeypatch.setattr(data.document, "MAX_RECORD_BYTES", 50)
+    encoded = (text * 100).encode({"windows-1251": "cp1251"}.get(name, name))
+    blocks = [encoded[start : start + num_bytes] for start in range(0, len(encoded), num_bytes)]
+    converted = list(convert_to_utf8(iter(blocks), name))
+    assert b"".join(converted).decode() == text * 100
+    assert max(map(len, converted)) <= 4 * (50 + num_bytes)
 
 
 @pytest.mark.parametrize(
