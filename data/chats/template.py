@@ -139,7 +139,20 @@ class ChatTokenizer:
         prompt = self.prompt_text(before, tools)
         if not shown.startswith(prompt):
             return self._turn_after_opening(shown, prompt, message)
+        prompt = self._with_header(prompt, shown)
         return self._restored(prompt, self._cut_after_end(shown[len(prompt) :]), message)
+
+    def _with_header(self, prompt: str, shown: str) -> str:
+        """Return a prompt with the reply's header, if `shown` has the header only after the prompt.
+
+        Some templates write the generation prompt only after certain messages, such as the user's. The header of a
+        reply that follows another reply, the system message or the result of a tool would be learned otherwise.
+        """
+        header, rest = self.behavior.header.lstrip(), shown[len(prompt) :].lstrip()
+        endings = (header.rstrip(), (header + self.behavior.opening).rstrip())
+        if not header or not rest.startswith(header) or prompt.rstrip().endswith(endings):
+            return prompt
+        return shown[: len(shown) - len(rest) + len(header)]
 
     def _first_turn(self, shown: str, message: Message) -> Turn:
         """Return the turn of a message without messages before it. `shown` is its rendering.
@@ -247,7 +260,12 @@ class ChatTokenizer:
             first, stop = np.searchsorted(starts, (begin, end))
             part = int(part_starts[: np.searchsorted(part_starts, first)][-1:].sum())  # 0 without an added token
             prompt_end = text[starts[part] : begin] if first else ""
-            spans_border = any(index and ends[index - 1] > border for index, border in ((first, begin), (stop, end)))
+            # An added token can contain the white space that follows it, as the tokens of Phi-3 do. Such a token before
+            # a border is one that inference has, too.
+            spans_border = any(
+                index and ends[index - 1] > border and ids[index - 1] not in self._added_ids
+                for index, border in ((first, begin), (stop, end))
+            )
             if spans_border or self.encode(prompt_end) != ids[part:first].tolist():
                 return self._tokenize_by_parts(text, replies, ids)
             loss_mask[first:stop] = True

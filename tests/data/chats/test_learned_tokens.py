@@ -333,3 +333,51 @@ def test_exactly_the_replies_are_learned_with_templates_of_other_kinds(tmp_path:
         samples = render(tokenizer, **CASES[case]).samples
         learned = [[text.lstrip(" ") for text in learned_texts(tokenizer, sample)] for sample in samples]
         assert learned == [[text.replace("<end>", STYLES[style].end) for text in sample] for sample in expected], case
+
+
+CHATML_HEADER_AFTER = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1].role IS %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GRANITE = (
+    "{% set first = 0 if messages[0].role != 'system' else 1 %}"
+    "{{ '<|system|>' + (messages[0].content if first else 'Be kind.') + '<|end|>\n' }}"
+    "{% for m in messages[first:] %}{{ '<|' + m.role + '|>' + m.content + '<|end|>\n' }}"
+    "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("style", "template"),
+    [
+        ("chatml", CHATML_HEADER_AFTER.replace("IS", "== 'user'")),
+        ("chatml", CHATML_HEADER_AFTER.replace("IS", "!= 'assistant'")),
+        ("phi", GRANITE),
+    ],
+)
+def test_headers_are_not_learned_where_the_template_leaves_the_generation_prompt_out(
+    tmp_path: Path, style: str, template: str
+) -> None:
+    tokenizer, end = make_tokenizer(style, tmp_path, chat_template=template), STYLES[style].end
+    system = {"role": "system", "content": "Be brief."}
+    (after_system,) = render(tokenizer, [system, reply("Welcome"), user("Hi"), reply("Hello")]).samples
+    assert learned_texts(tokenizer, after_system) == [f"Welcome{end}", f"Hello{end}"]
+    (in_a_row,) = render(tokenizer, [user("Hi"), reply("Hello"), reply("How are you?"), user("Fine")]).samples
+    text = tokenizer.decode(in_a_row.ids[in_a_row.loss_mask].tolist())
+    assert text == f"Hello{end}How are you?{end}"
+
+
+def test_special_tokens_that_contain_white_space_do_not_stop_a_chat(tmp_path: Path) -> None:
+    make_tokenizer("phi", tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    for token in content["added_tokens"]:
+        token["rstrip"] = token["content"] in STYLES["phi"].special  # as in the tokenizer of Phi-3
+    path.write_text(json.dumps(content))
+    tokenizer = ChatTokenizer(tmp_path)
+    for case in ("one turn", "several turns", "assistant first"):
+        (sample,) = render(tokenizer, **CASES[case]).samples
+        expected = [text.replace("<end>", "<|end|>") for text in PLAIN[case][0]]
+        assert learned_texts(tokenizer, sample) == expected, case
+        prompt = tokenizer.prompt_ids([user("Hi")])
+        assert case == "assistant first" or sample.ids[: len(prompt)].tolist() == prompt
