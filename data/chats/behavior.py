@@ -56,6 +56,8 @@ class Behavior(NamedTuple):
     """What follows the text of a reply."""
     tool_call_form: ToolCallForm | None
     """None if the template does not show calls of tools."""
+    shows_further_calls: bool
+    """Whether the template shows all calls of a message. That of gpt-oss, for example, shows only the first one."""
     shows_tools: bool
     """Whether the template shows the descriptions of tools."""
     hidden_roles: frozenset[str]
@@ -90,6 +92,8 @@ class Behavior(NamedTuple):
                 unread.add(f"messages[].content with the role {message['role']}")
             if "tool_calls" in message and self.tool_call_form is None:
                 unread.add("messages[].tool_calls")
+            elif len(message.get("tool_calls", ())) > 1 and not self.shows_further_calls:
+                unread.add("messages[].tool_calls after the first")
             for key in message.keys() - {"role", "content", "tool_calls"}:
                 if key == "reasoning_content" and self.joins_thoughts:
                     continue
@@ -119,13 +123,15 @@ def observe(render: Render, source: str, *, special: re.Pattern[str]) -> Behavio
         header, opening = before.rstrip()[header_start:], prompt[len(before.rstrip()) :]
     if not header.strip():  # as in the template of Llama 2, in which a reply has no header
         header, before_text = "", header + before_text
+    tool_call_form = _find_tool_call_form(render)
     return Behavior(
         header=header,
         has_generation_prompt=prompt != bare or not header,
         opening=opening,
         before_text=before_text,
         after_text=after,
-        tool_call_form=_find_tool_call_form(render),
+        tool_call_form=tool_call_form,
+        shows_further_calls=tool_call_form is not None and _shows_further_calls(render, tool_call_form),
         shows_tools=_shows(render, question, "find_weather", tools=_TOOLS),
         hidden_roles=_find_hidden_roles(render),
         source=source,
@@ -140,22 +146,41 @@ def _common_length(first: str, second: str, special: re.Pattern[str]) -> int:
     return next((match.start() for match in special.finditer(second) if match.start() < length < match.end()), length)
 
 
+_ARGUMENTS_AS_JSON = re.compile(r'"place":\s*"Oslo"')
+# As in <parameter=place>Oslo</parameter> or place="Oslo". Two texts do not match, because a template shows them if it
+# expects the other form of arguments: {'place': 'Oslo'} and {\"place\": \"Oslo\"}.
+_ARGUMENTS_ONE_BY_ONE = re.compile(r"""\bplace\b(?!['"\\])[^\\]{1,60}?\bOslo\b""")
+
+
 def _find_tool_call_form(render: Render) -> ToolCallForm | None:
-    """Return the first form of a tool call in which the template shows the name and the arguments as JSON."""
-    for form in (ToolCallForm(content, as_text) for content in (None, "") for as_text in (False, True)):
-        try:
-            rendered = render([user_message(_QUESTION), _with_form(_tool_call(), form)], _TOOLS, False)
-        except BadRecord:
-            continue
-        if "find_sunset" in rendered and re.search(r'"place":\s*"Oslo"', rendered) and "None" not in rendered:
-            return form
+    """Return the first form of a tool call in which the template shows the name and the arguments.
+
+    Forms in which it shows the arguments as JSON come first.
+    """
+    forms = [ToolCallForm(content, as_text) for content in (None, "") for as_text in (False, True)]
+    for arguments in (_ARGUMENTS_AS_JSON, _ARGUMENTS_ONE_BY_ONE):
+        for form in forms:
+            try:
+                rendered = render([user_message(_QUESTION), _with_form(_tool_call(), form)], _TOOLS, False)
+            except BadRecord:
+                continue
+            if "find_sunset" in rendered and arguments.search(rendered) and "None" not in rendered:
+                return form
     return None
 
 
-def _tool_call() -> Message:
-    function = {"name": "find_sunset", "arguments": {"place": "Oslo"}}
-    call = {"id": _CALL_ID, "type": "function", "function": function}
-    return {"role": "assistant", "content": None, "tool_calls": [call]}
+def _shows_further_calls(render: Render, form: ToolCallForm) -> bool:
+    message = _with_form(_tool_call("find_sunset", "find_sunrise"), form)
+    return _shows(render, [user_message(_QUESTION), message], "find_sunrise", tools=_TOOLS)
+
+
+def _tool_call(*names: str) -> Message:
+    """Return a message that calls functions, or one function if no name is given."""
+    calls = [
+        {"id": _CALL_ID, "type": "function", "function": {"name": name, "arguments": {"place": "Oslo"}}}
+        for name in names or ("find_sunset",)
+    ]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
 
 
 def _with_form(message: Message, form: ToolCallForm) -> Message:

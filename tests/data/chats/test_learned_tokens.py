@@ -381,3 +381,44 @@ def test_special_tokens_that_contain_white_space_do_not_stop_a_chat(tmp_path: Pa
         assert learned_texts(tokenizer, sample) == expected, case
         prompt = tokenizer.prompt_ids([user("Hi")])
         assert case == "assistant first" or sample.ids[: len(prompt)].tolist() == prompt
+
+
+CALLS = {
+    "xml": (
+        "{{ '<function=' + c.function.name + '>' }}{% for k, v in c.function.arguments.items() %}"
+        "{{ '<parameter=' + k + '>' + v + '</parameter>' }}{% endfor %}{{ '</function>' }}",
+        "<function=weather><parameter=city>Oslo</parameter></function>",
+    ),
+    "python": (
+        "{{ '[' + c.function.name + '(' }}{% for k, v in c.function.arguments.items() %}"
+        "{{ k + '=' + v | tojson }}{% endfor %}{{ ')]' }}",
+        '[weather(city="Oslo")]',
+    ),
+    "text": ("{{ c.function.name + ' ' + c.function.arguments | string }}", 'weather {"city": "Oslo"}'),
+    "json": ("{{ c.function.name + ' ' + c.function.arguments | tojson }}", 'weather {"city": "Oslo"}'),
+}
+
+
+def template_with_calls(call: str) -> str:
+    return (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}"
+        "{% for c in m.tool_calls or [] %}CALL{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ).replace("CALL", call)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_of_tools_are_learned_in_the_form_of_the_template(tmp_path: Path, name: str) -> None:
+    call, shown = CALLS[name]
+    tokenizer = make_tokenizer("chatml", tmp_path, chat_template=template_with_calls(call))
+    (sample,) = render(tokenizer, **CASES["tools"]).samples
+    assert learned_texts(tokenizer, sample) == [f"{shown}<|im_end|>", "It is sunny<|im_end|>"]
+
+
+def test_calls_that_a_template_leaves_out_are_named(tmp_path: Path) -> None:
+    # As in the template of gpt-oss, which shows only the first call of a message.
+    first = "{% if loop.first %}{{ c.function.name + ' ' + c.function.arguments | tojson }}{% endif %}"
+    tokenizer = make_tokenizer("chatml", tmp_path, chat_template=template_with_calls(first))
+    messages = [user("Is it sunny?"), reply("", tool_calls=[CALL, CALL | {"id": "call54321"}])]
+    assert render(tokenizer, messages).unread == {"messages[].tool_calls after the first"}
+    assert not render(tokenizer, [messages[0], messages[1] | {"tool_calls": [CALL]}]).unread
