@@ -266,12 +266,12 @@ def _from_pair(record: Mapping[str, Any]) -> Preference:
     tools = parse_tools(record.get("tools"))
     scores = _check_scores(record)
     field = next((name for name in _PROMPT_FIELDS if record.get(name)), None)
-    system = ["system"] if field in ("conversations", "instruction") else []
-    read = ["chosen", "rejected", "tools", *scores, *system]
+    read = ["chosen", "rejected", "tools", *scores]
     if field is not None:
-        unread = _unread(record, [*read, field, *(["input"] if field == "instruction" else [])])
         prompt = record[field] if field != "instruction" else instruction_text(record)
-        return _from_explicit(prompt, chosen, rejected, record)._replace(tools=tools, unread=unread)
+        preference = _from_explicit(prompt, chosen, rejected, record)
+        read += [field, *(["input"] if field == "instruction" else []), *_read_system(record, preference)]
+        return preference._replace(tools=tools, unread=_unread(record, read))
     unread = _unread(record, read)
     if isinstance(chosen, str) and isinstance(rejected, str):
         parsed = _from_dialogues(chosen, rejected) if _is_dialogue(chosen) else _from_texts(chosen, rejected)
@@ -281,6 +281,12 @@ def _from_pair(record: Mapping[str, Any]) -> Preference:
     # The last message of the shorter list is its answer, also if the other list goes on after it.
     num_shared = min(num_shared, len(first) - 1, len(second) - 1) if first != second else len(first) - 1
     return Preference("implicit", first[:num_shared], first[num_shared:], second[num_shared:], tools, unread=unread)
+
+
+def _read_system(record: Mapping[str, Any], preference: Preference) -> list[str]:
+    """Return the name of the record's field `system` if the preference has it as its first message."""
+    system = {"role": "system", "content": record.get("system")}
+    return ["system"] if preference.prompt[:1] == [system] else []
 
 
 def _check_scores(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -410,8 +416,10 @@ def _from_scored_list(record: Mapping[str, Any], field: str) -> Preference:
     for name, value in (("the best completion", best), ("the worst completion", worst)):
         if not value or (isinstance(value, str) and not value.strip()):
             raise BadRecord(f"{name} of {field} is empty")
-    read = [field, prompt_field, *([scores_field] if scores_field else []), "input", "system"]
-    return _from_explicit(prompt, best, worst, record)._replace(layout="scored list", unread=_unread(record, read))
+    preference = _from_explicit(prompt, best, worst, record)
+    read = [field, prompt_field, *([scores_field] if scores_field else []), *_read_system(record, preference)]
+    read += ["input"] if prompt_field == "instruction" else []
+    return preference._replace(layout="scored list", unread=_unread(record, read))
 
 
 def _num_common(first: Messages, second: Messages) -> int:

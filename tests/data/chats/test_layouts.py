@@ -201,3 +201,19 @@ def test_prompts_keep_all_fields_and_must_end_with_the_user() -> None:
     assert parse_prompt("f:1", {"prompt": "1+1?"}).raw == "1+1?"
     with pytest.raises(BadRecord, match="the last message of a prompt must have the role user"):
         parse_prompt("f:1", {"messages": [USER, REPLY]})
+
+
+@pytest.mark.parametrize("prompt", [{"prompt": "Hi"}, {"instruction": "Hi"}, {"conversations": [USER]}])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"chosen": "Hello", "rejected": "Go"},
+        {"completions": [{"response": "Hello", "score": 2}, {"response": "Go", "score": 1}]},
+    ],
+)
+def test_the_system_field_of_a_preference_is_read_or_named(prompt: dict[str, Any], answers: dict[str, Any]) -> None:
+    system = {"role": "system", "content": "Be kind."}
+    preference = parse_preference({**prompt, **answers, "system": "Be kind."})
+    assert preference.prompt == [system, USER] and not preference.unread
+    with_two = parse_preference({"messages": [system, USER], **answers, "system": "Be brief.", "input": "x"})
+    assert with_two.prompt == [system, USER] and with_two.unread == ("system", "input")
