@@ -247,11 +247,17 @@ _PROBED_PER_FILE = 200
 _PROBED = 2000
 
 
-def probe_records(urls: Sequence[str], kind: RecordKind, tokenizer: ChatTokenizer | None = None) -> RecordCounts:
+def probe_records(
+    urls: Sequence[str],
+    kind: RecordKind,
+    tokenizer: ChatTokenizer | None = None,
+    *,
+    max_tokens: int | None = None,
+) -> RecordCounts:
     """Return the counts of the first records of the files: at most 200 of each file, and 2,000 together.
 
-    The records are also rendered if there is a tokenizer. Raises ValueError for a damaged file, and if the files have
-    no record.
+    The records are also rendered if there is a tokenizer, chats as with `max_tokens` in `render_chat`. Raises
+    ValueError for a damaged file, and if the files have no record.
     """
     counter, num_probed = RecordCounter(), 0
     for url in urls:
@@ -259,7 +265,7 @@ def probe_records(urls: Sequence[str], kind: RecordKind, tokenizer: ChatTokenize
             if isinstance(item, RangeEnd) or number >= _PROBED_PER_FILE or num_probed >= _PROBED:
                 break
             num_probed += 1
-            result = parse_or_bad(partial(_probe, kind, tokenizer), item.record)
+            result = parse_or_bad(partial(_probe, kind, tokenizer, max_tokens), item.record)
             if isinstance(result, BadRecord):
                 counter.add_bad(f"{url}:{item.number}", result)
             else:
@@ -269,11 +275,14 @@ def probe_records(urls: Sequence[str], kind: RecordKind, tokenizer: ChatTokenize
     return counter.counts
 
 
-def _probe(kind: RecordKind, tokenizer: ChatTokenizer | None, record: dict[str, Any]) -> tuple[str, set[str]]:
+def _probe(
+    kind: RecordKind, tokenizer: ChatTokenizer | None, max_tokens: int | None, record: dict[str, Any]
+) -> tuple[str, set[str]]:
     """Parse a record, and render it if there is a tokenizer. Returns its layout and the fields that nothing reads."""
     if kind == "chats":
         chat = parse_chat(record)
-        return chat.layout, render_chat(tokenizer, chat).unread if tokenizer else set(chat.unread)
+        unread = render_chat(tokenizer, chat, max_tokens=max_tokens).unread if tokenizer else set(chat.unread)
+        return chat.layout, unread
     preference = parse_preference(record)
     if tokenizer is None:
         return preference.layout, set(preference.unread)

@@ -84,7 +84,7 @@ def check_first_records(
 
     The records are also rendered if there is a tokenizer. `kind` is also the name of the config field with the files.
     """
-    counts = probe_records(list_files(list(patterns)), kind, tokenizer)
+    counts = probe_records(list_files(list(patterns)), kind, tokenizer, max_tokens=config.sequence_length)
     check_quarantined(counts, config.max_quarantined, field=kind, where="")
     num_used = sum(counts.layouts.values())
     if num_used < 2:

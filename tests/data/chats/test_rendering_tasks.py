@@ -176,6 +176,18 @@ def test_only_the_first_records_of_a_large_file_are_probed(tmp_path: Path) -> No
     assert probe_records([path] * 20, "chats").records == 2000
 
 
+def test_probing_renders_no_more_of_a_long_chat_than_a_row_has(
+    tmp_path: Path, tokenizer: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}] * 500
+    path = write(tmp_path / "a.jsonl", [{"messages": messages}])
+    chat_tokenizer, rendered = load_chat_tokenizer(tokenizer.local()), list[int]()
+    turn = chat_tokenizer.turn
+    monkeypatch.setattr(chat_tokenizer, "turn", lambda before, *rest: (rendered.append(1), turn(before, *rest))[1])
+    assert probe_records([path], "chats", chat_tokenizer, max_tokens=32).layouts == {"messages": 1}
+    assert 0 < len(rendered) < 50
+
+
 @pytest.mark.slow
 def test_workers_render_the_samples_of_one_process(
     tmp_path: Path, tokenizer: Storage, monkeypatch: pytest.MonkeyPatch, ray_session: None
