@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _SHOWN_REASONS = 5
 _INDEX = re.compile(r"\[\d+\]")
+_JSON_POSITION = re.compile(r"\b(line|column|char) \d+")
 _QUOTED = re.compile(r"'[^']{1,60}'")
 
 
@@ -97,8 +98,8 @@ class RecordCounter:
 
 
 def reason_kind(reason: str) -> str:
-    """Return a reason without the indices and quoted values that differ from record to record."""
-    return _QUOTED.sub("'…'", _INDEX.sub("[…]", reason))
+    """Return a reason without the indices, positions and quoted values that differ from record to record."""
+    return _QUOTED.sub("'…'", _JSON_POSITION.sub(r"\1 …", _INDEX.sub("[…]", reason)))
 
 
 def check_quarantined(counts: RecordCounts, limit: float, *, field: str, where: str) -> None:

@@ -170,6 +170,16 @@ def test_layouts_and_unread_fields_are_logged_with_their_counts(
     assert "1 of 4 records are in quarantine" in caplog.text
 
 
+def test_lines_that_are_damaged_at_different_places_have_one_reason(tmp_path: Path, tokenizer: Storage) -> None:
+    path = tmp_path / "a.jsonl"
+    good = [json.dumps(chat(n)) for n in range(2)]
+    path.write_text("\n".join([*good, *('{"prompt": "' + "a" * n + '", "completion": ' for n in range(5))]))
+    counts = probe_records([str(path)], "chats")
+    (reason,) = counts.quarantined
+    assert reason.startswith("malformed JSON") and counts.quarantined[reason] == 5
+    assert "(char 30)" in counts.examples[reason]  # the example keeps its position
+
+
 def test_only_the_first_records_of_a_large_file_are_probed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [chat(n) for n in range(3000)])
     assert probe_records([path], "chats").records == 200
