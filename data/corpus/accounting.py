@@ -13,6 +13,8 @@ from data.corpus.parts import PartCounts, PartRecord
 
 _MAX_KINDS = 50
 """Number of kinds of other records that a summary names for a source."""
+_RARER_KINDS = "rarer kinds"
+"""Name under which a summary counts all other kinds of a source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +201,10 @@ def _check_counts(source: str, counts: SourceCounts) -> SourceCounts:
 
 def _bound_kinds(counts: SourceCounts) -> SourceCounts:
     """Return the counts with the rare kinds of other records added up, because a crawl may have any number of kinds."""
-    kinds = sorted(counts.other_kinds.items(), key=lambda item: (-item[1], item[0]))
-    if len(kinds) <= _MAX_KINDS:
-        return counts
-    rare = sum(count for _, count in kinds[_MAX_KINDS:])
-    return replace(counts, other_kinds=_sum_by_name([dict(kinds[:_MAX_KINDS]), {"rarer kinds": rare}]))
+    named = [item for item in counts.other_kinds.items() if item[0] != _RARER_KINDS]
+    named.sort(key=lambda item: (-item[1], item[0]))
+    rare = sum(count for _, count in named[_MAX_KINDS:]) + counts.other_kinds.get(_RARER_KINDS, 0)
+    return replace(counts, other_kinds=_sum_by_name([dict(named[:_MAX_KINDS]), {_RARER_KINDS: rare}]))
 
 
 def _sum_by_name(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

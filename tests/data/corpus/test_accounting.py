@@ -35,6 +35,7 @@ def test_the_kinds_of_other_records_are_named_and_the_rare_ones_of_a_source_adde
     assert len(counts) == 51 and counts["response image/49"] == 51
     assert counts["rarer kinds"] == sum(100 - number for number in range(50, 60))
     assert summary.other_kinds == counts
+    assert summarize(summary.sources, [], {}).other_kinds == counts  # as `forget` does it
     with pytest.raises(ValueError, match="4,230 other records were skipped: rarer kinds 455, response image/00 100, "):
         check_not_empty(summary)
 
