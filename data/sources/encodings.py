@@ -181,9 +181,22 @@ def check_encoding(field_path: str, label: str) -> None:
             f"{field_path}: {label!r} is an encoding that browsers do not decode; convert the files to UTF-8 first"
         )
     if name is None:
-        near = difflib.get_close_matches(label.lower(), _NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the encodings are: {', '.join(sorted(_LABELS))}"
+        near = [one for one in difflib.get_close_matches(label.lower(), _NAMES, n=1) if _may_mean(label, one)]
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"convert the files to UTF-8 first, or choose one of {', '.join(sorted(_LABELS))}"
+        )
         raise ValueError(f"{field_path}: {label!r} is not the label of an encoding of the web; {hint}")
+
+
+def _may_mean(label: str, near: str) -> bool:
+    """Return whether a label may be another spelling of the label `near`. `cp850` names another encoding than `cp1250`,
+    with which the texts would be wrong."""
+    try:
+        return codecs.lookup(label).name == codecs.lookup(near).name
+    except LookupError:  # no encoding that Python knows
+        return True
 
 
 def decode(raw: bytes | bytearray, name: str, invalid: str = INVALID) -> str:
