@@ -231,7 +231,8 @@ def _measure_part(task: _MeasureTask, *, corpus: Storage, folder: Storage) -> _P
     for document in read_documents(corpus, task.part, lambda position: position < task.share):
         ids, measures = meter.measure(document.text)
         by_source.append({document.source: measures})
-        if language := json.loads(document.metadata).get("language"):
+        language = json.loads(document.metadata).get("language")
+        if isinstance(language, str) and language:  # A column of the source may have the same name and other values.
             by_language.append({language: measures})
         num_unknown += 0 if unknown_id is None else ids.count(unknown_id)
         used[ids] = True

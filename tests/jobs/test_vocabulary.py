@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,11 @@ pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def corpus_artifact(
-    folder: Path, documents: list[tuple[str, str, str]], *, parts: int = 2, languages: dict[str, str] | None = None
+    folder: Path,
+    documents: list[tuple[str, str, str]],
+    *,
+    parts: int = 2,
+    languages: Mapping[str, object] | None = None,
 ) -> Artifact:
     """A corpus with (id, text, source) rows, and the language of those that are in `languages`."""
     (folder / "documents").mkdir(parents=True)
@@ -52,7 +57,7 @@ def corpus_artifact(
     return Artifact(Storage(str(folder)), record)
 
 
-def _language(name: str, languages: dict[str, str]) -> dict[str, str]:
+def _language(name: str, languages: Mapping[str, object]) -> dict[str, object]:
     return {"language": languages[name]} if name in languages else {}
 
 
@@ -116,7 +121,8 @@ def test_a_size_that_the_text_cannot_fill_is_an_error(tmp_path: Path) -> None:
 
 def test_the_measures_are_told_by_source_and_language(tmp_path: Path) -> None:
     rows = documents(40)
-    languages = {name: ("en", "fr", "en")[number % 3] for number, (name, _, _) in enumerate(rows[:30])}
+    languages: dict[str, object] = {name: ("en", "fr", "en")[n % 3] for n, (name, _, _) in enumerate(rows[:30])}
+    languages |= {name: ["en", "fr"] for name, _, _ in rows[30:35]}  # a column of the source that has this name
     summary = run(corpus_artifact(tmp_path / "corpus", rows, languages=languages), tmp_path / "out", size=300)
     encoder = load_encoder(tmp_path / "out/tokenizer")
 
@@ -128,7 +134,7 @@ def test_the_measures_are_told_by_source_and_language(tmp_path: Path) -> None:
     everything = rates([text for _, text, _ in rows])
     assert (summary.bytes_per_token, summary.fertility) == pytest.approx(everything)
     assert set(summary.fertility_by_source) == {"prose", "talk"}
-    assert set(summary.fertility_by_language) == {"en", "fr"}  # ten documents name none
+    assert set(summary.fertility_by_language) == {"en", "fr"}  # five documents name none, and five have a list
     for by, name, chosen in (
         ("source", "talk", [text for _, text, source in rows if source == "talk"]),
         ("language", "fr", [text for own, text, _ in rows if languages.get(own) == "fr"]),
