@@ -64,8 +64,8 @@ WORDPIECE_MAX_CHARACTERS = 100
 def wordpiece_splits() -> list[Any]:
     """Return the pre-tokenizer of BERT, which splits at white space and punctuation, as a list of steps.
 
-    Words that are too long for a WordPiece model are cut, because a sentence of a script without spaces is one word,
-    and would be unknown. No cut is before a mark or a joiner, unless there are more than 20 of them.
+    Words are cut after 80 characters and the marks and joiners that follow, up to 20 of them. So no word is too long
+    for a WordPiece model, to which a long sentence of a script without spaces would be unknown.
     """
     cut = Regex(rf".{{1,{WORDPIECE_MAX_CHARACTERS - 20}}}[\p{{M}}{_JOINERS}]{{0,20}}")
     return [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(cut, behavior="isolated")]
