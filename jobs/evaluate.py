@@ -243,11 +243,15 @@ def _reject_ignored(config: EvaluateConfig) -> None:
         reject_ignored(config.execution, "kv_cache_gib", path="execution", reason="the engines run on GPUs")
     if config.sampling.temperature == 0:
         reject_ignored(config.sampling, "seed", path="sampling", reason="with temperature 0 nothing is sampled")
+    measured_together = [set(task.models or config.models) for task in config.generation]
+    if config.text is not None:
+        measured_together.append(set(config.text_models or config.models))
     for number, pair in enumerate(config.compare):
-        if not any(set(pair) <= set(task.models or config.models) for task in config.generation):
+        if not any(set(pair) <= names for names in measured_together):
             raise ValueError(
                 f"compare[{number}]: {pair} would have no effect, because no task of `generation` is completed by "
-                "both models; remove it, or add them to the models of a task"
+                "both models, and the bits per byte of both are not measured; remove it, or add them to the models of "
+                "a task or to text_models"
             )
 
 

@@ -86,10 +86,14 @@ def test_the_config_without_such_a_setting_is_accepted(stage: str) -> None:
             {"generation": [TASK], "sampling": {"temperature": 0.0, "seed": 3}},
             "sampling.seed: 3 would have no effect, because with temperature 0 nothing is sampled",
         ),
-        ("evaluate", {"compare": [["a", "b"]]}, "compare[0]: ['a', 'b'] would have no effect"),
         (
             "evaluate",
-            {"generation": [{**TASK, "models": ["a"]}], "compare": [["a", "b"]]},
+            {"text_models": ["a"], "compare": [["a", "b"]]},
+            "compare[0]: ['a', 'b'] would have no effect",
+        ),
+        (
+            "evaluate",
+            {"text": None, "generation": [{**TASK, "models": ["a"]}], "compare": [["a", "b"]]},
             "because no task of `generation` is completed by both models",
         ),
         ("compress", {"execution": {"worker": {"workers": 4}}}, "execution.worker.workers: 4 would have no effect"),
@@ -107,6 +111,7 @@ def test_settings_that_have_an_effect_are_accepted() -> None:
         "rlhf": {"rollouts": {"prompts_per_step": 128, "generation_batch_prompts": 16}},
         "serve": {"temperature": 0.7, "seed": 7},
         "sft": {"execution": {"keep_checkpoints": 5}},
+        "evaluate": {"compare": [["a", "b"]]},  # the bits per byte of both are measured
     }.items():
         check(stage, changes)
 
