@@ -30,7 +30,9 @@ _KEPT_VARIANTS = ("<super>", "<sub>", "<fraction>", "<circle>", "<square>", "<no
 does not break may separate thousands."""
 _SIGNS = dict.fromkeys(map(ord, "\u2212\u2010\u2011\u2012"), "-")
 """Table for `str.translate` that replaces minus signs and hyphens by the ASCII character."""
-_END = regex.compile(r"[\s\p{Sentence_Terminal}…,;:،؛、]+$")
+_END = regex.compile(r"(?r)[\s\p{Sentence_Terminal}…,;:،؛、]+\Z")
+"""White space and punctuation at the end of a text. It is searched from the end (`(?r)`): from the start, each run of
+punctuation in the text would be searched once for each of its characters."""
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "【": "】", "*": "*", "_": "_", "`": "`"}
 """The brackets, and the marks of Markdown, that can surround an answer."""
 _QUOTES = "\"'“”„‟«»‹›‘’‚‛「」『』《》〈〉"
@@ -44,8 +46,9 @@ _NUMBER = regex.compile(
 )
 """A number with its sign. A minus sign after a letter, as in `COVID-19`, is a hyphen, except after scripts without
 spaces between words."""
-_GROUPED = re.compile(r"\d{1,3}(?: \d{2,3})* \d{3}")
-"""Digits in groups, with spaces between the groups. Groups of two digits are Indian: `1,00,000`."""
+_GROUPED = re.compile(r"(?!0)\d{1,3}(?: \d{2,3})* \d{3}")
+"""Digits in groups, with spaces between the groups. Groups of two digits are Indian: `1,00,000`. A number of thousands
+does not begin with 0, so that `0,125` is an eighth."""
 _MAX_NUMBER_CHARACTERS = 1000
 """A longer number has no value, because converting it would take too long."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -71,8 +74,8 @@ def word_f1(prediction: str, answers: Sequence[str], form: AnswerForm) -> float:
 def number_values(text: str) -> list[Fraction]:
     """Return the values of the numbers in a text, in any script that has decimal digits.
 
-    Separators of thousands are left out. A comma is a decimal separator unless three digits follow it. Dates, versions
-    and the like are several numbers.
+    Separators of thousands are left out. A comma is a decimal separator unless three digits follow it, and also then in
+    a number that begins with 0. Dates, versions and the like are several numbers.
     """
     return [value for match in _NUMBER.finditer(_fold(text)) for value in _values(match[0])]
 
