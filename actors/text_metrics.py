@@ -31,6 +31,8 @@ _MECAB_PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "me
 """The modules that sacrebleu's dictionary tokenizers need, which `pip install sacrebleu[ja]` or `[ko]` installs."""
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 """The tokenizers that sacrebleu has for single languages."""
+_TWO_LETTERS = {"eng": ENGLISH, "zho": "zh", "chi": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
+"""The codes of three letters (ISO 639-2 and 639-3) of the languages that have rules of their own."""
 _MAX_GUESSED_CHARACTERS = 1 << 20
 """Number of characters of the references by which their script is found."""
 _MAX_ACCENTED_SHARE = 0.005
@@ -63,15 +65,15 @@ class TextRules:
 def choose_text_rules(references: Sequence[str], language: str | None) -> TextRules:
     """Return the rules for texts of a language, or if it is None, for texts in the script of the references.
 
-    `language` is a code such as `en`. BLEU cuts Chinese with sacrebleu's tokenizer `zh`, and Japanese and Korean with
-    their dictionaries if these are installed. Without them, and for other scripts without spaces between words, BLEU
-    cuts the texts into characters. Where marks separate the words, as in Tibetan, it cuts at all marks (`intl`).
+    `language` is a code such as `en` or `eng`. BLEU cuts Chinese with sacrebleu's tokenizer `zh`, and Japanese and
+    Korean with their dictionaries if these are installed. Without them, and for other scripts without spaces between
+    words, BLEU cuts the texts into characters. Where marks separate the words, as in Tibetan, it cuts at all marks
+    (`intl`).
     Without a language, letters without accents count as English, kana as Japanese, other ideographs as Chinese, and
     Hangul as Korean.
     """
     text = " ".join(references)[:_MAX_GUESSED_CHARACTERS]
-    if language is None:
-        language = _guess_language(text)
+    language = _guess_language(text) if language is None else _TWO_LETTERS.get(language, language)
     tokenizer = _TOKENIZERS.get(language) or _script_tokenizer(text)
     if not all(importlib.util.find_spec(module) for module in _MECAB_PACKAGES.get(tokenizer, ())):
         tokenizer = "char"

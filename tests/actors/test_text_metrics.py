@@ -124,6 +124,13 @@ def test_japanese_and_korean_use_a_dictionary_where_it_is_installed(
             assert choose_text_rules([TEXTS[language]], given).bleu_tokenizer == expected
 
 
+@pytest.mark.parametrize("codes", ["en eng", "zh zho chi cmn", "ja jpn", "ko kor", "de deu", "th tha"])
+def test_a_code_of_three_letters_means_the_same_as_one_of_two(codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # all dictionaries are installed
+    for text in ("東京都", "three plain words"):
+        assert len({choose_text_rules([text], code) for code in codes.split()}) == 1
+
+
 def test_a_language_decides_where_the_script_does_not() -> None:
     # Ideographs alone are Chinese by their script, and letters without accents English.
     assert choose_text_rules(["東京都"], None).bleu_tokenizer == "zh"
