@@ -24,7 +24,15 @@ from actors.likelihood import load_language_model
 from actors.logprobs import batch_logprobs
 from actors.rollout import GenerationBatch, PromptRequest, Rollout, SamplingParams, engine_logprobs, rollout_batch
 from actors.settings import EVALUATION_BATCH_PROMPTS, MAX_PASS_TOKENS, SamplingConfig
-from actors.sync_check import LOGPROB_BOUNDS, LogprobBound, check_logprobs, check_rollouts, logprob_difference
+from actors.sync_check import (
+    LOGPROB_BOUNDS,
+    LogprobBound,
+    check_logprobs,
+    check_rollouts,
+    is_within,
+    logprob_difference,
+    widen_bound,
+)
 from actors.weight_sync import ObjectStoreSender, WeightSnapshot
 from cluster import stage_monitor
 from cluster.heartbeat import monitored_class
@@ -43,6 +51,7 @@ from model.precision import (
     require_resolved,
     torch_dtype,
 )
+from model.rounding import perturbed
 from model.transformer import Transformer
 from model.transformer_config import TransformerConfig
 
@@ -263,19 +272,27 @@ def check_completions(
 ) -> None:
     """Raises EngineMismatchError when engine and Raymill differ in the completions' logprobs by more than a bound.
 
-    The bound depends on `precision` and `temperature`. `current` is the snapshot from which the engine loaded `model`,
-    and `previous` the snapshot that the engine had loaded before. `previous` is None for the first model of an engine.
+    The bound depends on `precision` and `temperature`. If it is exceeded, what rounding alone does to this model is
+    measured on the completions, and widens the bound as in RLHF. `current` is the snapshot from which the engine loaded
+    `model`, and `previous` the snapshot that the engine had loaded before. `previous` is None for the first model of an
+    engine.
     """
     batch = rollout_batch(rollouts, pad_id=0)
     model_NT = _model_logprobs(model, batch, temperature, precision)
     temperature = temperature or _GREEDY_LOGPROB_TEMPERATURE
     # The logits are divided by the temperature, so a low temperature increases the rounding errors of the logprobs.
-    bound, scale = LOGPROB_BOUNDS[precision], min(1.0, temperature)
+    default, scale = LOGPROB_BOUNDS[precision], min(1.0, temperature)
+    bound = LogprobBound(max=default.max / scale, mean=default.mean / scale)
+    engine_NT = engine_logprobs(rollouts, batch)
+    if not is_within(logprob_difference(batch, engine_NT, model_NT), bound):
+        with perturbed(model, precision):
+            perturbed_NT = _model_logprobs(model, batch, temperature, precision)
+        bound = widen_bound(bound, logprob_difference(batch, perturbed_NT, model_NT))
     check_logprobs(
         batch,
-        engine_logprobs(rollouts, batch),
+        engine_NT,
         model_NT,
-        bound=LogprobBound(max=bound.max / scale, mean=bound.mean / scale),
+        bound=bound,
         model_config=model.config,
         temperature=temperature,
         current=current,

@@ -88,17 +88,23 @@ SmolLM2-135M in bfloat16: moved by one rounding step the logprobs differ by 0.08
 in bfloat16 and float32 by 0.037 (0.30). A random model of 0.1 million parameters: 0.019 (0.074), and 0.008 (0.040)."""
 
 
-def rounding_bound(learning: LearningConfig, rounding: LogprobDifference) -> LogprobBound:
+def widen_bound(bound: LogprobBound, rounding: LogprobDifference) -> LogprobBound:
     """Return the bound for a model whose logprobs differ by `rounding` if its values are moved by one rounding step.
 
-    It is never below the default of the precision, and a configured bound stays as it is.
+    It is never below `bound`.
     """
-    bound = logprob_bound(learning)
     return LogprobBound(
-        max=max(bound.max, ROUNDING_FACTOR * rounding.max) if learning.max_logprob_difference is None else bound.max,
-        mean=max(bound.mean, ROUNDING_FACTOR * rounding.mean)
-        if learning.mean_logprob_difference is None
-        else bound.mean,
+        max=max(bound.max, ROUNDING_FACTOR * rounding.max), mean=max(bound.mean, ROUNDING_FACTOR * rounding.mean)
+    )
+
+
+def rounding_bound(learning: LearningConfig, rounding: LogprobDifference) -> LogprobBound:
+    """Return the widened bound of an RLHF run. A bound that the config sets stays as it is."""
+    bound = logprob_bound(learning)
+    wide = widen_bound(bound, rounding)
+    return LogprobBound(
+        max=wide.max if learning.max_logprob_difference is None else bound.max,
+        mean=wide.mean if learning.mean_logprob_difference is None else bound.mean,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from actors.completions import ModelPrompts, check_completions, complete
+from actors.logprobs import batch_logprobs
 from actors.rollout import PromptRequest, Rollout
 from actors.settings import SamplingConfig
 from actors.weight_sync import NumericsError, WeightSnapshot
@@ -16,6 +17,7 @@ from cluster.storage import Storage
 from model.batch import batch_from_sequences
 from model.huggingface import load_hf_model
 from model.objectives import logprobs
+from model.rounding import perturbed
 from model.transformer import Transformer
 
 
@@ -37,6 +39,27 @@ def test_completions_of_another_model_are_rejected(policies: dict[str, Path], te
     for previous in (None, WeightSnapshot(1, [], {})):  # with nccl and ipc a snapshot has no weights
         with pytest.raises(NumericsError, match="PyTorch logprobs differ .* older weights were not available"):
             check_completions(model, sampled_from(other), temperature, "float32", snapshot, previous)
+
+
+def test_a_model_that_amplifies_rounding_is_accepted(policies: dict[str, Path]) -> None:
+    prompt, completion = list(range(10, 26)), list(range(40, 72))
+    mask = [False] * len(prompt) + [True] * len(completion)
+    batch = batch_from_sequences([prompt + completion], [mask], length=len(mask) - 1, pad_id=0)
+    model, other = (load_hf_model(policies[name]) for name in ("untied-1", "untied-2"))
+    with torch.no_grad():
+        for loaded in (model, other):
+            loaded.head_weight.mul_(100)  # so that one rounding step of bfloat16 changes logprobs by more than 1
+
+    def rollouts(sampler: Transformer, seed: int) -> list[Rollout]:
+        with torch.no_grad(), perturbed(sampler, "bfloat16", seed=seed):
+            by_token = batch_logprobs(sampler, batch, temperature=1.0, micro_batch_size=1, dtype=torch.bfloat16)
+        return [Rollout(tuple(prompt), tuple(completion), tuple(by_token[batch.loss_mask].tolist()), 0, False)]
+
+    snapshot = WeightSnapshot(0, [], {})
+    for seed in range(1, 6):
+        check_completions(model, rollouts(model, seed), 1.0, "bfloat16", snapshot, None)
+    with pytest.raises(NumericsError):
+        check_completions(model, rollouts(other, 1), 1.0, "bfloat16", snapshot, None)
 
 
 @pytest.mark.slow
