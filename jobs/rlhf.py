@@ -233,6 +233,8 @@ def train_with_recovery(
         try:
             with show_activity("starting the engines, the learner and the scorer"):
                 step = graph.start()  # the number of steps that were done at the checkpoint, or 0 without one
+            if not step and read_metrics(context.output):
+                log.warning("rlhf has begun before, but has no complete checkpoint; it starts at step 0")
             context.tracker.resume(step)
             if step:
                 log.info("rlhf resumes from its checkpoint at step %d of %d", step, config.steps)

@@ -252,6 +252,7 @@ class FakeGraph:
         ("held_out", 1),
         ("step", 1),
         ("step", 4),
+        ("save", 1),
         ("save", 2),
         ("held_out", 2),
         ("held_out", 3),
@@ -259,7 +260,12 @@ class FakeGraph:
     ],
 )
 def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
-    config: RLHFConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, time: int
+    config: RLHFConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    time: int,
 ) -> None:
     context = make_context(tmp_path / "output", save_model(tmp_path / "policy"))
     graph = FakeGraph(context, place, time)
@@ -267,6 +273,9 @@ def test_a_run_survives_the_death_of_a_rank_wherever_it_comes(
     summary = run(replace(config, execution=replace(config.execution, held_out_interval=2)), context)
     assert graph.recoveries == 1
     assert graph.exported_after == 4
+    # These deaths come after the second step and before the first checkpoint is complete.
+    loses_steps = (place, time) in (("held_out", 2), ("save", 1))
+    assert ("no complete checkpoint; it starts at step 0" in caplog.text) == loses_steps
     lines = read_metrics(context.output)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert ["held_out/reward_mean" in line for line in lines] == [False, True, False, False]
