@@ -64,9 +64,14 @@ that a number is one word.
 """
 _MARKS_AFTER = "(?:-[bl]|[-am])*+"
 _WORDS_BY_CLASS = re.compile(
-    f"k[kym]*+|h[ym]*+|im*+|v*+l{_MARKS_AFTER}|b{_MARKS_AFTER}(?:bm?a{_MARKS_AFTER})*+|o[oam-]*+|[am-]++|.", re.DOTALL
+    f"k[kym]*+|h[ym]*+|im*+|v*+l{_MARKS_AFTER}|v++|b{_MARKS_AFTER}(?:bm?a{_MARKS_AFTER})*+|o[oam-]*+|[am-]++|.",
+    re.DOTALL,
 )
-"""The words in a string of class letters. A sequence that begins with "o" is text in scripts with spaces."""
+"""The words in a string of class letters. A sequence that begins with "o" is text in scripts with spaces.
+
+Vowels without a letter after them are one word. If each were a word, the search would read the rest of a long sequence
+again for every vowel.
+"""
 _ICU_RUN = regex.compile(
     r"(?V1)((?:[[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ーｰﾞﾟ]&&[\p{L}\p{Nl}]]"
     r"[\p{M}\u200c\u200d]*+)++)"
@@ -119,9 +124,9 @@ _LETTERS_AND_DIGITS = regex.compile(r"[^\W_]+")
 """Includes combining marks, which the module `re` of the standard library would not."""
 _ASCII_TABLE = "".join(chr(code) if chr(code).isalnum() else " " for code in range(128))
 """Table for `str.translate` that replaces everything except letters and digits by spaces."""
-_IGNORED = regex.compile(r"(?V1)[\p{Cf}՛-՞׳״--\u200b]")
-"""Characters that `plain_words` removes: invisible ones except for the zero width space, such as soft hyphens and
-joiners, and the marks of Armenian and Hebrew that stand inside words."""
+_IGNORED = regex.compile(r"(?V1)[\p{Cf}\p{Default_Ignorable_Code_Point}՛-՞׳״--\u200b]")
+"""Characters that `plain_words` removes: invisible ones except for the zero width space, such as soft hyphens,
+joiners and variation selectors, and the marks of Armenian and Hebrew that stand inside words."""
 
 
 class StringCache(dict[str, Value]):

@@ -2,7 +2,9 @@
 
 import random
 import re
+import time
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 
@@ -86,6 +88,7 @@ def test_only_white_space_and_word_separators_are_lost() -> None:
         ("ሰው፡ልጅ፡፡", "ሰው ልጅ"),
         ("ภาษาไทย\u200bและ", "ภา ษา ไท ย และ"),
         ("⁉ … 🙂 — ", ""),
+        ("a ❤️ b 葛\U000e0100城 ក\u17b4", "a b 葛 城 ក"),
     ],
 )
 def test_plain_words_are_folded_and_have_no_marks(text: str, words: str) -> None:
@@ -111,6 +114,15 @@ def test_space_separated_words_keep_their_marks_except_in_scripts_without_spaces
 
 def test_a_string_that_is_too_long_for_a_word_is_split_by_the_simple_rule() -> None:
     assert split_words("a-b" * 100) == ["a"] + ["-", "ba"] * 99 + ["-", "b"]
+
+
+@pytest.mark.parametrize("split", [split_words, plain_words, space_separated_words])
+@pytest.mark.parametrize("part", ["เ", "ກໄ", "ꪵ", "ကမ", "က္", "เก็", "しょ", "a\u0301", "'é"])
+def test_long_strings_without_spaces_take_linear_time(split: Callable[[str], list[str]], part: str) -> None:
+    text = part * (100_000 // len(part))
+    start = time.process_time()
+    assert "".join(split(text)) == text or split is not split_words
+    assert time.process_time() - start < 5
 
 
 def test_the_cache_is_bounded_and_does_not_change_results(monkeypatch: pytest.MonkeyPatch) -> None:
