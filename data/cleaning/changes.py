@@ -22,7 +22,7 @@ _MAX_EXCERPT = 240
 _EXCERPT_CONTEXT = 60
 """Number of characters that an excerpt shows before the first and after the last changed character."""
 _FEW_CHARACTERS = 2_000
-"""Up to this length, `Counter` is faster than numpy."""
+"""If no text is longer than this, or the longer one is ASCII, `Counter` is faster than numpy."""
 
 
 class ChangeSample(NamedTuple):
@@ -59,8 +59,8 @@ def changed_characters(before: str, after: str) -> int:
 
 def _num_common_characters(first: str, second: str) -> int:
     """Return how many characters of a text can be found in the other one, each as often as it occurs."""
-    if min(len(first), len(second)) <= _FEW_CHARACTERS:
-        shorter, longer = sorted((first, second), key=len)
+    shorter, longer = sorted((first, second), key=len)
+    if len(longer) <= _FEW_CHARACTERS or len(shorter) <= _FEW_CHARACTERS and longer.isascii():
         return sum(min(number, longer.count(character)) for character, number in Counter(shorter).items())
     codes = [np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in (first, second)]
     num_codes = min(1 << 16, 1 + max(int(array.max()) for array in codes))

@@ -62,6 +62,9 @@ def test_counting_takes_linear_time() -> None:
     start = time.process_time()
     changed_characters(text, text[::2])
     assert time.process_time() - start < 1
+    start = time.process_time()
+    changed_characters(text, text[:2000])  # a long page and its short text
+    assert time.process_time() - start < 1
 
 
 def test_a_sample_shows_the_change_with_a_bounded_context() -> None:
