@@ -82,7 +82,7 @@ def _drop_reason(text: str, settings: FineWebQuality, rules: LanguageRules) -> s
     repeated = sum(map(len, lines)) - sum(map(len, set(lines)))
     if is_above(repeated / (len(text) - breaks), settings.max_duplicate_characters):
         return "fineweb_quality/duplicate_characters"
-    if breaks and is_above(breaks / _num_words(text, settings.words, rules), settings.max_line_breaks_per_word):
+    if breaks and is_above(breaks / max(_num_words(text, settings.words, rules), 1), settings.max_line_breaks_per_word):
         return "fineweb_quality/line_breaks_per_word"
     return None
 

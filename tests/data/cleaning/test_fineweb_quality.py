@@ -27,6 +27,9 @@ def test_each_fineweb_rule_keeps_documents_at_its_threshold_and_drops_them_beyon
         assert fineweb_quality([kept, dropped], settings).reasons == [None, f"fineweb_quality/{reason}"], bound
         assert fineweb_quality([kept, dropped], FineWebQuality(**none)).reasons == [None, None]
     assert fineweb_quality(["", " \n\t"], FineWebQuality()).reasons == ["fineweb_quality/no_text"] * 2
+    separators = "\u200b\n\u200b\u200b"  # two lines without a word
+    only_breaks = FineWebQuality(**(none | {"max_line_breaks_per_word": 0.3}))
+    assert fineweb_quality([separators], only_breaks).reasons == ["fineweb_quality/line_breaks_per_word"]
 
 
 @pytest.mark.parametrize(
