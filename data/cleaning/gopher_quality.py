@@ -42,10 +42,10 @@ class GopherQuality:
     stop_words: list[str] = field(default_factory=lambda: ["the", "be", "to", "of", "and", "that", "have", "with"])
     """Frequent words that good prose contains."""
     by_language: bool = True
-    """Take the values of the document's language (`data/cleaning/language_rules.py`) for the mean word length,
-    `min_alphabetic_words` and `stop_words`, where
-    these have their default values, which are for English. The language is the one that the step `language` found, or
-    else the most important one of the script. With false, documents in all languages are judged by the same values."""
+    """Take the values of the document's language (`data/cleaning/language_rules.py`) for `min_words`, the mean word
+    length, `min_alphabetic_words` and `stop_words`, where these have their default values, which are for English. The
+    language is the one that the step `language` found, or else the most important one of the script. With false,
+    documents in all languages are judged by the same values."""
     words: WordRule = "classes"
     """How text in scripts without spaces is cut into words: by `classes` of characters, or by the dictionaries of `icu`
     (Chinese, Japanese, Thai, Lao, Khmer, Burmese), which need `pip install raymill[languages]`."""
