@@ -62,8 +62,8 @@ def is_html(text: str) -> bool:
     A page begins with its doctype or one of its outermost tags. A fragment contains nearly no "<" besides its tags,
     mentions no tag (` <br> `, "`<b>`"), and is not in another syntax such as Markdown, a patch or JSON. It either
     begins and ends with a tag, or it has tags that break lines (`<br>`, `<p>`), at least twice as many as there are
-    line breaks without a tag. So a text that only has tags such as `<b>` and `<kbd>` is no fragment, unless it begins
-    and ends with one.
+    line breaks without a tag. So a text that only has tags such as `<b>` and `<kbd>` is no fragment, unless it is a
+    single line that begins and ends with one: several lines would become one.
     """
     if "<" not in text or ">" not in text:
         return False
@@ -78,11 +78,11 @@ def is_html(text: str) -> bool:
     num_other = content.count("<") - len(tags)
     begins_and_ends = len(tags) > 1 and tags[0].start() == 0 and tags[-1].end() == len(content)
     num_mentions = sum(_is_mention(content, tag) for tag in tags)
-    if begins_and_ends:
+    line_breaks = [tag for tag in tags if _BLOCK_ELEMENTS.fullmatch(tag[2]) or tag[2].lower() in ("br", "hr")]
+    if begins_and_ends and (line_breaks or "\n" not in content):
         return num_other <= max(1, len(tags) // 10) and num_mentions <= len(tags) // 3
     if not tags or num_other > len(tags) // 10 or num_mentions > len(tags) // 10:
         return False
-    line_breaks = [tag for tag in tags if _BLOCK_ELEMENTS.fullmatch(tag[2]) or tag[2].lower() in ("br", "hr")]
     if not line_breaks or _STRING_ESCAPE in content:
         return False
     first = line_breaks[0]

@@ -83,6 +83,9 @@ PLAIN_TEXTS = {
     "a template": "def page(name):\n    return f'<p>{name}</p>'\n\nprint(page('x'))\nprint(1)\n",
     "a page that is shown": "```html\n<!DOCTYPE html><html><body><p>x</p></body></html>\n```\n",
     "a heart": "<3 <3 <3",
+    "a marked listing": "<code>\nfor x in a:\n    print(x)\n</code>",
+    "a marked answer": "<q>First line.\nSecond line.</q>\n\n<b>42</b>",
+    "a prompt": "<s>[INST] Why?\n\nHow? [/INST] So.</s>",
     "Chinese prose": "如果 a<b，那么用 <p> 标签。\n下一行在这里。",
 }
 
@@ -109,6 +112,7 @@ def test_a_text_that_is_no_page_is_not_changed(text: str) -> None:
         "<p>Hello if a < b then</p><p>world</p>",
         "<table><tr><td>Hello<td>world</table>",
         "<p>你好</p><p>Hello world</p>",
+        "<b>Hello</b> <i>world</i>",
     ],
 )
 def test_a_fragment_is_extracted_whatever_its_format(page: str) -> None:
