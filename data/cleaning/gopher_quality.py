@@ -5,6 +5,7 @@ is counted, the step counts nearly as datatrove does. The difference: for datatr
 punctuation, and here it must have a letter or a digit. So an emoji is not counted as a word here.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -99,7 +100,10 @@ def gopher_quality(texts: list[str], settings: GopherQuality, languages: Sequenc
 
 
 def _reason_by_stop_words(text: str, words: Sequence[str], settings: GopherQuality, rules: LanguageRules) -> str | None:
-    stop_words = frozenset(settings.stop_words)
+    # A letter and its mark may be one character or two. Vietnamese of windows-1258 and Korean of macOS have two.
+    stop_words = frozenset(unicodedata.normalize("NFC", word) for word in settings.stop_words)
+    if not unicodedata.is_normalized("NFC", text):
+        text, words = unicodedata.normalize("NFC", text), [unicodedata.normalize("NFC", word) for word in words]
     if rules.are_stop_words_parts:
         num_found = sum(word in text for word in stop_words)
     else:

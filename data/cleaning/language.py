@@ -5,6 +5,7 @@ named by their ISO 639 codes. Its compressed form is part of the Python package 
 downloaded at run time.
 """
 
+import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -57,10 +58,13 @@ def language(texts: list[str], settings: Language) -> Outcome:
 def identify(text: str, *, max_bytes: int) -> tuple[str, float]:
     """Return the most probable language of the first `max_bytes` bytes of the text, and its score.
 
+    The model was trained on composed letters (NFC), so the text is composed first: it takes decomposed Korean for
+    Japanese or English.
+
     Returns ("und", 0.0), for undetermined, if these bytes contain no letter.
     """
     # A character of which only some bytes are within `max_bytes` is left out.
-    start = text[:max_bytes].encode(errors="replace")[:max_bytes].decode(errors="ignore")
+    start = unicodedata.normalize("NFC", text[:max_bytes]).encode(errors="replace")[:max_bytes].decode(errors="ignore")
     if not any(map(str.isalpha, start)):
         return "und", 0.0  # The model would return the most frequent language of its training data.
     (best,) = _detector().detect(start)

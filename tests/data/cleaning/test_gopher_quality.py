@@ -1,6 +1,7 @@
 """The rules of Gopher: for each threshold a document that just meets it and one that just does not."""
 
 import re
+import unicodedata
 from typing import Any
 
 import pytest
@@ -64,3 +65,24 @@ def test_gopher_keeps_prose_and_drops_an_empty_text_because_of_its_length() -> N
 def test_the_error_names_the_wrong_setting(settings: GopherQuality, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         settings.check("steps")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("vi", "Thành phố này được nhiều người biết đến và là một trong các nơi đẹp của vùng."),
+        ("ko", "이 도시는 많은 사람들이 알고 있으며 이 지역에서 가장 아름다운 곳이다."),
+        ("el", "Η πόλη αυτή είναι γνωστή για την ομορφιά της και το λιμάνι."),
+        ("yo", "Ó jẹ́ ọ̀kan lára àwọn ibi tí ó wà ní orílẹ̀-èdè náà."),
+    ],
+)
+def test_stop_words_are_found_in_composed_and_in_decomposed_letters(form: Any, language: str, text: str) -> None:
+    text = unicodedata.normalize(form, text)
+    settings = GopherQuality(**(NO_GOPHER | {"min_stop_words": 2}))
+    assert gopher_quality([text], settings, [language]).reasons == [None]
+
+
+def test_stop_words_of_the_config_may_be_decomposed() -> None:
+    settings = GopherQuality(**(NO_GOPHER | {"min_stop_words": 1}), stop_words=[unicodedata.normalize("NFD", "né")])
+    assert gopher_quality(["il est né", "il est nu"], settings).reasons == [None, "gopher_quality/stop_words"]

@@ -1,6 +1,7 @@
 """The step `language` on real sentences, without network access."""
 
 import socket
+import unicodedata
 
 import pytest
 
@@ -87,3 +88,15 @@ def test_an_unknown_language_code_is_an_error() -> None:
         Language(min_score=65).check("steps[0].language")
     with pytest.raises(ValueError, match=r"max_bytes: 0 must be at least 1"):
         Language(max_bytes=0).check("steps[0].language")
+
+
+def test_decomposed_letters_are_the_same_language() -> None:
+    for code, text in {
+        "ko": "오늘은 날씨가 좋아서 우리는 강을 따라 오래된 방앗간까지 걸어가려고 합니다.",
+        "vi": "Hôm nay trời đẹp và chúng tôi muốn đi dọc theo con sông đến cối xay cũ.",
+        "ja": "今日は天気がよいので、わたしたちは川にそって古い水車まで歩きたいです。",
+    }.items():
+        decomposed = unicodedata.normalize("NFD", text)
+        assert decomposed != text
+        assert identify(decomposed, max_bytes=4096) == identify(text, max_bytes=4096)
+        assert identify(decomposed, max_bytes=4096)[0] == code
