@@ -65,7 +65,9 @@ class ExtractHTML:
     occur. Null turns a maximum off."""
 
     main_content: bool = True
-    """Leave out navigation, headers, footers and similar parts, which are recognized by heuristics."""
+    """Leave out navigation, headers, footers and similar parts, which are recognized by heuristics. A list `<ul>` is
+    taken for navigation if fewer than three elements below `<body>` contain it. So fragments, such as posts and
+    recipes, can lose their lists; set this to false for them."""
     alt_texts: bool = False
     """Include the alternative texts of images."""
     links: bool = False

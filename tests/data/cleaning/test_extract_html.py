@@ -144,6 +144,14 @@ def test_the_test_of_the_structure_takes_linear_time() -> None:
     assert time.process_time() - start < 4
 
 
+def test_main_content_leaves_out_lists_that_few_elements_contain() -> None:
+    lists = "<p>Take:</p><ul><li>two eggs</li></ul><p>Mix.</p>"
+    pages = ["<div>" * depth + lists + "</div>" * depth for depth in range(5)]
+    found = ["eggs" in text for text in extract(pages, ExtractHTML()).texts]
+    assert found == [False, False, False, True, True]
+    assert all("eggs" in text for text in extract(pages, ExtractHTML(main_content=False)).texts)
+
+
 def test_a_page_without_text_is_dropped() -> None:
     pages = ["<html><script>a()</script></html>", "<p> </p>", "<!-- only a comment -->", "<!--" * 40_000]
     outcome = extract(pages, ExtractHTML())
