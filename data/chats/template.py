@@ -107,16 +107,16 @@ class ChatTokenizer:
     def adapt(self, messages: Messages, tools: Tools = None) -> Messages:
         """Return the messages in the form that the template expects, as `prompt_text` and `turn` need them.
 
-        Raises BadRecord if a message or a description of a tool contains a special token. The tokenizer would turn the
-        text into this token, so a message could imitate the end of a message.
+        Raises BadRecord if a message or a description of a tool contains a special token or invalid Unicode. The
+        tokenizer would turn the text of a special token into this token, so a message could imitate the end of a
+        message.
         """
         behavior = self.behavior
         for number, message in enumerate(messages):
             for text in _texts_in(message):
-                if match := self._special_pattern.search(text):
-                    raise BadRecord(f"messages[{number}] contains the special token {match[0]!r}; remove it")
-        if tools and (match := self._special_pattern.search(json.dumps(tools, ensure_ascii=False))):
-            raise BadRecord(f"tools contains the special token {match[0]!r}; remove it")
+                self._check_text(f"messages[{number}]", text)
+        if tools:
+            self._check_text("tools", json.dumps(tools, ensure_ascii=False))
         return [behavior.adapt(message) for message in messages]
 
     def prompt_text(self, messages: Messages, tools: Tools = None) -> str:
@@ -239,7 +239,7 @@ class ChatTokenizer:
 
         Raises BadRecord if the text contains a special token.
         """
-        self._check_raw(prompt)
+        self._check_text("the text", prompt)
         return [self._start_id, *self.encode(prompt)]
 
     def tokenize(self, text: str, replies: Sequence[tuple[int, int]]) -> RenderedChat:
@@ -291,15 +291,19 @@ class ChatTokenizer:
         The continuation and the end token are learned. Raises BadRecord if a text contains a special token.
         """
         for text in (prompt, completion):
-            self._check_raw(text)
+            self._check_text("the text", text)
         body = self.tokenize(prompt + completion, [(len(prompt), len(prompt) + len(completion))])
         ids = np.concatenate([[self._start_id], body.ids, [self.end_id]]).astype(np.int32)
         loss_mask = np.concatenate([[False], body.loss_mask, [True]]).astype(np.bool_)
         return RenderedChat(ids, loss_mask)
 
-    def _check_raw(self, text: str) -> None:
+    def _check_text(self, name: str, text: str) -> None:
         if match := self._special_pattern.search(text):
-            raise BadRecord(f"the text contains the special token {match[0]!r}; remove it")
+            raise BadRecord(f"{name} contains the special token {match[0]!r}; remove it")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRecord(f"{name} contains a lone surrogate, which is not valid Unicode") from error
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, in which special tokens are recognized."""

@@ -132,6 +132,20 @@ def test_special_tokens_in_the_text_of_a_message_are_refused(ours: ChatTokenizer
         render(ours, [forged, REPLY])
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [USER | {"name": "A\ud83d"}, REPLY]},
+        {"messages": [USER, REPLY | {"reasoning_content": "\ud83d"}]},
+        {"messages": [USER, REPLY | {"tool_calls": [{"name": "f", "arguments": {"city": "\ud83d"}}]}]},
+        {"messages": [USER, REPLY], "tools": [{"name": "f", "description": "\ud83d"}]},
+    ],
+)
+def test_invalid_unicode_beside_the_content_sets_a_record_aside(ours: ChatTokenizer, fields: dict[str, Any]) -> None:
+    with pytest.raises(BadRecord, match=r"(messages\[[01]\]|tools) contains a lone surrogate"):
+        render(ours, **fields)
+
+
 @pytest.mark.parametrize(("added", "text"), [("ü", "Grüße für Köln"), ("日本", "日本語"), ("नमस्ते", "नमस्ते दुनिया")])
 def test_added_tokens_that_are_not_special_are_text(tmp_path: Path, added: str, text: str) -> None:
     tokenizer = load_chat_tokenizer(folder_with(tmp_path, added=(added,)))
