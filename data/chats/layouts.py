@@ -205,6 +205,8 @@ def parse_prompt(location: str, record: dict[str, Any]) -> PromptRecord:
     """Return the prompt in a record. Raises BadRecord if it is malformed or if its last message is the assistant's."""
     field = next((name for name in ("messages", "conversations", "prompt") if name in record), "prompt")
     messages = parse_prompt_value(field, record.get(field))
+    if field == "conversations" and messages[0]["role"] != "system":
+        messages = _with_system(record, ParsedMessages(messages, [False] * len(messages))).messages
     if messages[-1]["role"] not in ("user", "tool"):
         raise BadRecord(
             f"the last message of a prompt must have the role user, but it has the role {messages[-1]['role']}; remove "

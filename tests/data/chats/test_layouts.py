@@ -217,3 +217,11 @@ def test_the_system_field_of_a_preference_is_read_or_named(prompt: dict[str, Any
     assert preference.prompt == [system, USER] and not preference.unread
     with_two = parse_preference({"messages": [system, USER], **answers, "system": "Be brief.", "input": "x"})
     assert with_two.prompt == [system, USER] and with_two.unread == ("system", "input")
+
+
+def test_a_sharegpt_prompt_has_the_system_message_that_training_shows() -> None:
+    record = {"conversations": [{"from": "human", "value": "Hi"}], "system": "Be kind."}
+    chat = parse_chat({**record, "conversations": [*record["conversations"], {"from": "gpt", "value": "Hello"}]})
+    assert parse_prompt("f:1", record).messages == chat.messages[:-1]
+    with_own = [{"role": "system", "content": "Be brief."}, USER]
+    assert parse_prompt("f:1", {**record, "conversations": with_own}).messages == with_own
