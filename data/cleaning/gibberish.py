@@ -27,8 +27,11 @@ class Gibberish:
     those that occur in reverse. Of random texts, 1 % have more than 2. In prose, the number grows with the length: of
     texts of the Universal Declaration in 43 languages, 0.2 % of those with 300 letters have fewer than 2, and none of
     those with 450 letters."""
-    min_letters: int = 100
-    """Documents with fewer letters are kept, because there is too little to judge."""
+    min_letters: int = 160
+    """Documents with fewer letters are kept, because there is too little to judge: of paragraphs of Debian's handbook
+    and the Universal Declaration in 10 languages, 18 % of those with 100 to 129 letters have a direction below 2, 8 %
+    of those with 130 to 159, 3 % of those with 160 to 199 and 0.5 % of those with 200 to 249. Prose that hardly repeats
+    a word, such as classical Chinese, has less direction."""
     max_characters: int = 2000
     """Number of characters at the start of a document that are examined."""
 

@@ -83,8 +83,8 @@ def test_only_the_start_of_a_text_is_examined_and_short_texts_are_kept() -> None
     prose = made_up_prose(ALPHABETS["Latin"], 600, 2)
     noise = "".join(random.Random(0).choices(ALPHABETS["Latin"], k=5000))
     assert reasons(prose * 4 + noise, noise + prose) == [None, "gibberish/letter_order"]
-    assert reasons(noise[:100]) == ["gibberish/letter_order"]
-    assert reasons(noise[:99]) == [None]
+    assert reasons(noise[:160]) == ["gibberish/letter_order"]
+    assert reasons(noise[:159]) == [None]
     assert reasons(noise[:149], min_letters=150) == [None]
 
 
@@ -100,7 +100,7 @@ def test_the_direction_of_pairs_is_counted_as_by_hand() -> None:
 
 
 def test_the_error_names_the_wrong_setting() -> None:
-    with pytest.raises(ValueError, match=r"steps\[0\].gibberish.max_characters: 50 must be at least 100"):
+    with pytest.raises(ValueError, match=r"steps\[0\].gibberish.max_characters: 50 must be at least 160"):
         Gibberish(max_characters=50).check("steps[0].gibberish")
 
 
