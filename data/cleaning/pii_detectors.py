@@ -203,14 +203,19 @@ _LATIN_LOCAL_PART = regex.compile(rf"(?V1)(?!\p{{M}})[{_LATIN}0-9_%+.-]+")
 _SPACED_LOCAL_PART = regex.compile(rf"(?V1){_SPACED}[{_SPACED}0-9_%+.-]*")
 _OTHER_LOCAL_PART = regex.compile(rf"(?V1)[0-9_%+.-]*+{_OTHER}[{_OTHER}0-9_%+.-]*")
 
+_IMAGE_SCALE = re.compile(r"@[1-9]x\.(?:png|jpe?g|gif|webp|avif|svg)", re.IGNORECASE)
+"""The end of the file name of an image for screens with a high resolution, such as `icon@2x.png`."""
+
 
 def _email(match: Match) -> Span | None:
-    """Return the span of the address with the domain of the match, or None if there is no local part.
+    """Return the span of the address with the domain of the match, or None if it is no address.
 
     The local part begins where the script changes: an ASCII address directly after a Chinese or Russian word begins
     with its first ASCII character. In an address with an ASCII domain, letters of a script without spaces are never a
     part of it. In one with a domain of another script they are, up to a space or a punctuation mark.
     """
+    if _IMAGE_SCALE.fullmatch(match[0]):
+        return None
     at = match.start()
     before = match.string[max(0, at - _MAX_LOCAL_PART) : at][::-1]
     patterns = (_LATIN_LOCAL_PART, _SPACED_LOCAL_PART) if match[0].isascii() else (_OTHER_LOCAL_PART, _LATIN_LOCAL_PART)

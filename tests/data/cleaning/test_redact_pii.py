@@ -262,3 +262,8 @@ def test_the_time_is_linear_in_the_length_of_the_text(name: str) -> None:
     small, large = min(seconds(16) for _ in range(3)), seconds(256)  # 16 kB, a quarter of a megabyte
     # Quadratic time would be 256 times as long, linear time is 16 times as long.
     assert large < max(64 * small, 0.02)
+
+
+def test_names_of_images_for_high_resolutions_are_no_addresses() -> None:
+    text = "![Logo](img/logo@2x.png) 图标icon@3x.webp"
+    assert redact_pii([text, "an@2x.pn.org 图标an@3x.de"], RedactPII()).texts == [text, "[EMAIL] 图标[EMAIL]"]
