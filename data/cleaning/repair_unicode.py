@@ -4,7 +4,8 @@ Two kinds of damage are repaired by default:
 
 - Mojibake: UTF-8 that was decoded as another encoding, such as `naÃ¯ve` or `РџСЂРёРІРµС‚`. ftfy (Speer 2019) finds it
   and proposes the repair, line by line. A proposal is accepted only with evidence that ftfy does not ask for
-  (`_is_credible`), because ftfy also "repairs" `6×³` and a text that quotes mojibake to explain it.
+  (`_is_credible`), because ftfy also "repairs" `6×³` and a text that quotes mojibake to explain it. The control
+  characters U+0080 to U+009F are mojibake too: they become the characters that their bytes are in windows-1252.
 - Character references of HTML that were left in plain text, such as `Tom &amp; Jerry&#39;s`. They are decoded once. So
   `&amp;amp;` becomes `&amp;`. A text that shows markup is left alone (`_shows_markup`): it contains tags, speaks of
   HTML or XML, or quotes a reference. A line is decoded only if it reads like escaped text, in which no `<` occurs and
