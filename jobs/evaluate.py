@@ -235,9 +235,14 @@ def _reject_ignored(config: EvaluateConfig) -> None:
         reject_ignored(config.execution, "scorers", path="execution", reason=reason)
     if config.text is None:
         reject_ignored(config, "text_models", "overlap", path="", reason="`text` is not set")
+    if config.reward is None:
+        reject_ignored(config, "max_quarantined", path="", reason="`preferences` is not set")
+    if config.text is None and config.reward is None:
+        reject_ignored(config, "precision", path="", reason="only text and preferences are scored in it")
     if not config.generation:
         reason = "without `generation` no prompts are completed"
-        reject_ignored(config.sampling, "temperature", "max_new_tokens", "seed", path="sampling", reason=reason)
+        sampling = ("temperature", "max_new_tokens", "seed", "precision")
+        reject_ignored(config.sampling, *sampling, path="sampling", reason=reason)
         reject_ignored(config.execution, "generators", "kv_cache_gib", path="execution", reason=reason)
     elif config.execution.generators.gpus_per_worker > 0:
         reject_ignored(config.execution, "kv_cache_gib", path="execution", reason="the engines run on GPUs")

@@ -79,6 +79,13 @@ def test_the_config_without_such_a_setting_is_accepted(stage: str) -> None:
             "execution.scorers: this setting would have no effect",
         ),
         ("evaluate", {"sampling": {"temperature": 0.3}}, "sampling.temperature: 0.3 would have no effect"),
+        ("evaluate", {"sampling": {"precision": "float32"}}, "sampling.precision: float32 would have no effect"),
+        (
+            "evaluate",
+            {"text": None, "stereotype_pairs": "pairs.jsonl", "precision": "float32"},
+            "precision: float32 would have no effect, because only text and preferences are scored in it",
+        ),
+        ("evaluate", {"max_quarantined": 0.1}, "max_quarantined: 0.1 would have no effect, because `preferences` is"),
         ("evaluate", {"sampling": {"max_new_tokens": 8}}, "sampling.max_new_tokens: 8 would have no effect"),
         ("evaluate", {"execution": {"generators": {"workers": 2}}}, "execution.generators: this setting would have"),
         (
