@@ -25,6 +25,7 @@ from fsspec import AbstractFileSystem
 from torch import Tensor
 
 from model.checkpoint_steps import (
+    RECORD,
     CheckpointError,
     CheckpointRecord,
     DamagedCheckpointError,
@@ -109,9 +110,9 @@ class Checkpoints:
         """Load the newest complete checkpoint that is not damaged into the state. Returns its `extra`.
 
         Returns None and leaves the state unchanged if the folder has no complete checkpoint. The number of ranks may
-        differ from that of the run that saved the checkpoint. Warns of each damaged checkpoint, and sets aside all
-        checkpoints that are newer than the loaded one. Raises NoUsableCheckpointError if all of them are damaged, and
-        the ValueError of `load_step`.
+        differ from that of the run that saved the checkpoint. Warns of the damaged and incomplete checkpoints that
+        are newer than the loaded one, and sets aside all newer ones. Raises NoUsableCheckpointError if all of them are
+        damaged, and the ValueError of `load_step`.
         """
         steps = self._on_first_rank(lambda: complete_steps(self.fs, self.path))
         faults: list[str] = []
@@ -199,9 +200,15 @@ class Checkpoints:
             raise error_type(f"checkpoint {reader.path} could not be read: {_rank_errors(error)}") from error
 
     def _resume_from(self, step: int, faults: list[str]) -> None:
-        """Warn of the damaged checkpoints that are newer than that of `step`, and set aside all newer ones."""
+        """Warn of the damaged and incomplete checkpoints that are newer than that of `step`, and set aside all newer
+        ones."""
         for fault in faults:
             self._warn(f"{fault}; training resumes from the checkpoint of step {step} instead")
+        if newer := [other for other in interrupted_steps(self.fs, self.path) if other > step]:
+            self._warn(
+                f"{self.path} has an incomplete checkpoint of step {', '.join(map(str, newer))}, because its save was "
+                f"interrupted or its file {RECORD} is missing; training resumes from the checkpoint of step {step}"
+            )
         set_aside(self.fs, self.path, after_step=step)
 
     def _warn_of_interrupted_saves(self) -> None:

@@ -220,6 +220,21 @@ DAMAGES = [
 ]
 
 
+def test_a_newest_checkpoint_without_a_record_is_named_where_the_one_before_is_used(tmp_path: Path) -> None:
+    fs, path = new_folder("local", tmp_path)
+    state, checkpoints = make_state(), Checkpoints(fs, path)
+    for _ in range(2):
+        train(state, 1)
+        checkpoints.save(state, {})
+    checkpoints.wait()
+    Path(step_folder(path, 2), "checkpoint.json").unlink()
+    resumed, warnings = make_state(), []
+    Checkpoints(fs, path, warn=warnings.append).load(resumed)
+    assert resumed.step == 1
+    (warning,) = warnings
+    assert "incomplete checkpoint of step 2" in warning and "resumes from the checkpoint of step 1" in warning
+
+
 @pytest.mark.parametrize(("name", "damage", "fault"), DAMAGES)
 def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before_with_a_warning(
     name: str, damage: Callable[[Path], None], fault: str, tmp_path: Path
