@@ -29,8 +29,9 @@ NUM_BUCKETS = 64
 MAX_DRIVER_DOCUMENTS = 1 << 20
 """With at most so many documents in the corpus, the driver checks the buckets itself, which is faster than tasks."""
 
-_ENTRY = np.dtype([("id", "<u8"), ("text", "<u8"), ("part", "<u4"), ("row", "<u4")])
-"""Hashes of a document's id and text, the number of its part, and its row in the file of kept documents."""
+_ENTRY = np.dtype([("id", "<u8"), ("id_rest", "<u8"), ("text", "<u8"), ("part", "<u4"), ("row", "<u4")])
+"""Hashes of a document's id (128 bits in two fields) and text, the number of its part, and its row in the file of kept
+documents. With 64 bits, two of five billion ids would have the same hash with a probability of one half."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def write_id_hashes(folder: Storage, part_number: int, documents: pa.Table, sour
         return
     columns = (documents[name].to_pylist() for name in ("id", "source", "text"))
     rows = [
-        (_hash(id), _hash(text), part_number, row)
+        (*_id_hash(id), _hash(text), part_number, row)
         for row, (id, source, text) in enumerate(zip(*columns, strict=True))
         if source in with_ids
     ]
@@ -99,8 +100,8 @@ def find_repeated_ids(bucket: int, *, folder: Storage, num_parts: int) -> Repeat
         lambda part_number: read_buckets(folder, _file_name(part_number), bucket, bucket + 1), range(num_parts)
     )
     entries = np.frombuffer(b"".join(contents), _ENTRY)
-    entries = entries[np.lexsort((entries["row"], entries["part"], entries["text"], entries["id"]))]
-    starts = run_starts(entries["id"])
+    entries = entries[np.lexsort([entries[name] for name in ("row", "part", "text", "id_rest", "id")])]
+    starts = run_starts(entries["id"], entries["id_rest"])
     # An id is repeated if one of its documents has another text than the first one.
     differs = entries["text"] != entries["text"][starts] if len(entries) else np.zeros(0, bool)
     repeated = np.unique(starts[differs])
@@ -111,6 +112,11 @@ def find_repeated_ids(bucket: int, *, folder: Storage, num_parts: int) -> Repeat
         part_number=int(first["part"]) if first is not None else 0,
         row=int(first["row"]) if first is not None else 0,
     )
+
+
+def _id_hash(id: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(id.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
 
 def _hash(text: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+import data.corpus.unique_ids
 from cluster.storage import Storage
 from data.corpus.parts import Part, write_part
 from data.corpus.unique_ids import NUM_BUCKETS, check_unique_ids, find_repeated_ids, write_id_hashes
@@ -54,3 +55,10 @@ def test_copies_of_a_document_and_ids_that_are_hashes_are_no_error(tmp_path: Pat
     num_documents = write_parts(folder, [[("a/1", "x"), ("a/2", "y"), ("b/1", "x")], [("a/1", "x"), ("b/1", "y")]])
     check_unique_ids(folder, folder, 2, num_documents, SOURCES, workers=0)
     check_unique_ids(folder, folder / "without", 2, num_documents, SOURCES[1:], workers=0)
+
+
+def test_ids_with_hashes_that_agree_in_64_bits_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.corpus.unique_ids, "_id_hash", lambda id: (7, len(id)))
+    folder = Storage(str(tmp_path))
+    num_documents = write_parts(folder, [[("a/1", "x"), ("a/12", "y")], [("a/1", "x")]])
+    check_unique_ids(folder, folder, 2, num_documents, SOURCES, workers=0)
