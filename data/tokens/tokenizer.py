@@ -151,7 +151,7 @@ def declare_bos(folder: Path) -> None:
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     adds_bos = json.loads(_begin_with(str(tokenizer.bos_token), int(bos)).__getstate__())
-    steps = [] if content["post_processor"] is None else [content["post_processor"]]
+    steps = [content["post_processor"]] if content.get("post_processor") else []
     content["post_processor"] = {"type": "Sequence", "processors": [*steps, adds_bos]} if steps else adds_bos
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False))
 

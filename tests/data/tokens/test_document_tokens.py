@@ -169,6 +169,16 @@ def test_the_exported_tokenizer_begins_texts_as_the_shards_do(tmp_path: Path, na
     assert document_tokens(tmp_path) == (style.begin, style.end)
 
 
+def test_a_tokenizer_file_without_the_field_post_processor_gets_one(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, STYLES["llama 2"])
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    del content["post_processor"]
+    path.write_text(json.dumps(content))
+    declare_bos(tmp_path)
+    assert Tokenizer.from_file(str(path)).encode("ab").ids == [1, 10, 11]
+
+
 def test_a_base_model_names_the_tokens_around_documents(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "llama", STYLES["llama 2"])
     assert read_base_special_tokens(tmp_path / "llama") == (1, 2, 0)
