@@ -28,7 +28,7 @@ _HTML_START = re.compile(
 )
 """How a page begins (WHATWG MIME Sniffing Standard, "identifying a resource with an unknown MIME type")."""
 _XHTML_START = re.compile(
-    rb"\s*<\?xml[^>]*>\s*(?:<!--.*?-->\s*)*<(?:!doctype html|html)[\s>]", re.IGNORECASE | re.DOTALL
+    rb"\s*<\?xml[^>]*>\s*(?:<!--.*?-->\s*)*+<(?:!doctype html|html)[\s>]", re.IGNORECASE | re.DOTALL
 )
 _SNIFFED_BYTES = 1445
 """A browser looks at so many bytes to find out the type of a resource."""

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import random
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 import data.document
 import data.sources.compression
 from data.document import Source
+from data.sources.http_message import sniff_page
 from data.sources.readers import check_source
 
 
@@ -259,6 +261,13 @@ def test_a_page_without_a_content_type_is_recognized_as_in_a_browser(
             assert [(document.text, document.content_type) for document in found.documents] == [
                 (body.decode(), content_type)
             ]
+
+
+def test_comments_before_another_element_are_read_in_linear_time() -> None:
+    start = time.process_time()
+    assert sniff_page(b"<?xml version='1.0'?>" + b"<!-- a -->" * 26 + b"<svg>") == ""
+    assert sniff_page(b"<?xml version='1.0'?>" + b"<!-- a -->\n" * 26 + b"<html>") == "application/xhtml+xml"
+    assert time.process_time() - start < 0.5
 
 
 def test_of_several_content_types_the_last_valid_one_counts(tmp_path: Path, find: Callable) -> None:
