@@ -6,6 +6,7 @@ as an image in a WARC file). Files may be at any fsspec URL, including `zip://me
 never stops the run and is never lost. A failing file system stops the run, because the file itself may be good.
 """
 
+import codecs
 import difflib
 import json
 import logging
@@ -34,6 +35,7 @@ from data.sources.compression import (
     is_compressed,
     is_damage_error,
     open_file,
+    read_blocks,
     read_utf8_blocks,
     supports_ranges,
     utf16_encoding,
@@ -52,6 +54,8 @@ PROBED_RECORDS = 100
 """Number of readable records in which `check_source` looks for the columns that a source names."""
 _PROBED_FILES = 3
 """Number of files of a source from which `check_source` reads records."""
+_MIN_UTF8_CHARACTERS = 10
+"""Number of characters beyond ASCII with which valid UTF-8 is no accident. Short texts in GBK can be valid UTF-8."""
 
 READERS: dict[str, Callable[[Source, ReadRange], Records]] = {
     "text": text_records,
@@ -202,6 +206,7 @@ def check_source(source: Source) -> None:
     location = f"sources.{source.name}"
     _check_fields(location, source)
     urls = [url for url, _ in source_files(source)]
+    _check_not_utf8(location, source, urls[0])
     if source.format in _FORMATS_WITHOUT_COLUMNS:
         for column in source.metadata:
             if lacking := next((url for url in urls if column not in partition_columns(source, url)), None):
@@ -327,6 +332,22 @@ def _check_unique_ids(location: str, source: Source, records: list[dict[str, Any
     log.warning("%s; if the corpus keeps both, the run ends with an error", message)
 
 
+def _check_not_utf8(location: str, source: Source, url: str) -> None:
+    """Raises ValueError if the file is UTF-8 although the source names another encoding.
+
+    Every byte means something in most encodings, so the texts would become mojibake without an error.
+    """
+    if source.encoding is None or source.format in ("parquet", "warc") or file_encoding(source) == "utf-8":
+        return
+    head = _first_block(read_blocks(url))
+    num_others = sum(not character.isascii() for character in head.decode(errors="ignore"))
+    if num_others >= _MIN_UTF8_CHARACTERS and is_utf8_or_cut(head) and not head.startswith(codecs.BOM_UTF8):
+        raise ValueError(
+            f"{location}.encoding: {source.encoding}, but {url} is UTF-8: its first {num_others:,} characters beyond "
+            "ASCII are valid in it; remove the field, or put files of different encodings into different sources"
+        )
+
+
 def _likely_encoding(source: Source, url: str) -> str | None:
     """Return the encoding of which a file of lines or of plain text looks, if it is not UTF-8. Otherwise None.
 
@@ -334,13 +355,18 @@ def _likely_encoding(source: Source, url: str) -> str | None:
     """
     if source.encoding is not None or source.format not in ("text", "jsonl", "json", "csv"):
         return None
+    head = _first_block(read_utf8_blocks(url))
+    return None if is_utf8_or_cut(head) else detected_encoding(head)
+
+
+def _first_block(blocks: Iterator[bytes]) -> bytes:
+    """Return the first block of a file. Returns nothing if the file is empty or damaged there."""
     try:
-        head = next(read_utf8_blocks(url), b"")
+        return next(blocks, b"")
     except Exception as error:
         if not is_damage_error(error):
             raise
-        return None
-    return None if is_utf8_or_cut(head) else detected_encoding(head)
+        return b""
 
 
 def _probe_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]], str]:

@@ -283,6 +283,29 @@ def test_the_check_suggests_the_encoding_of_files_that_are_not_utf8(
     assert "not in UTF-8; set encoding: koi8-u" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("windows-1251", "Все люди рождаются свободными"),
+        ("shift_jis", "すべての人間は、生まれながらにして自由"),
+        ("latin1", "Ünïcödé ist überall schön und größer als äöüß"),
+        ("windows-874", "มนุษย์ทั้งหลายเกิดมามีอิสระ"),
+    ],
+)
+@pytest.mark.parametrize("format", ["text", "jsonl", "csv"])
+def test_utf8_files_with_another_encoding_in_the_config_are_refused(
+    tmp_path: Path, format: str, encoding: str, text: str
+) -> None:
+    content = {"text": text, "jsonl": f'{{"text": "{text}"}}\n', "csv": f"text\n{text}\n"}[format]
+    (tmp_path / "a").write_text(content)
+    source = Source(name="s", path=str(tmp_path / "a"), format=format, encoding=encoding)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"sources.s.encoding: {encoding}, but .*a is UTF-8: its first .* characters"):
+        check_source(source)
+    python_name = {"windows-1251": "cp1251", "windows-874": "cp874", "shift_jis": "cp932"}.get(encoding, encoding)
+    (tmp_path / "a").write_bytes(content.replace("、", "").encode(python_name))
+    check_source(source)
+
+
 def test_a_file_that_is_not_utf8_is_one_range(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xe9"}\n' * 100)
     source = Source(name="s", path=str(tmp_path / "a.jsonl"), format="jsonl", encoding="latin1")
