@@ -13,8 +13,7 @@ on Wikipedia and web pages, with a word segmenter for each language. Here they d
   words with letters and of line breaks are converted: 0.791 / 2 against 0.209 marks is 0.654.
 - A text has as many marks and lines in languages with long words (Finnish, Tamil, …) as in English, but fewer words.
   So the minimum number of words is that of 50 English words, and the shares of words with letters and of line breaks
-  are at least as lenient as the English ones for the same text (`_WORDS_PER_ENGLISH_WORD`). Those of FineWeb-2 are
-  quantiles of web pages, which by design would drop a tenth of the pages.
+  are at least as lenient as the English ones for the same text (`_WORDS_PER_ENGLISH_WORD`).
 - Scripts without spaces are cut into smaller units than words (`data/words.py`). `units_per_word` converts them. It was
   measured on the Universal Declaration: jieba 0.42 for Chinese, fugashi 1.5 with unidic-lite for Japanese, pythainlp 5
   for Thai, laonlp 1 for Lao, khmer-nltk 1.6 for Khmer, ICU 78 for Burmese. For Tibetan, no segmenter works without a
