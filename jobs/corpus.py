@@ -48,7 +48,6 @@ from data.corpus.accounting import (
     summary_without_forgotten,
 )
 from data.corpus.cleaning_tasks import (
-    TEXT_BYTES_PER_COMPRESSED_BYTE,
     estimate_text_bytes,
     plan_cleaning_tasks,
     run_cleaning_tasks,
@@ -62,7 +61,7 @@ from data.corpus.quarantine import QUARANTINE, write_quarantine
 from data.corpus.unique_ids import check_unique_ids
 from data.corpus.work import CorpusWork
 from data.document import Source, partition_columns
-from data.sources.compression import is_compressed
+from data.sources.compression import estimate_content_bytes
 from data.sources.readers import check_paths, check_sources, plan_ranges, source_files
 from jobs.frame.artifact import RECORD, WORK, Artifact, start_change
 from jobs.frame.fields import list_of_choices
@@ -381,7 +380,7 @@ def workload(config: CorpusConfig, planned: PlannedInputs) -> Workload:
     The time for reading and for each cleaning step is in proportion to the bytes of text.
     """
     sizes = [(url, size or 0) for source in config.sources for url, size in source_files(source)]
-    num_mb = sum(size * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed(url) else 1) for url, size in sizes) / 1e6
+    num_mb = sum(estimate_content_bytes(url, size) for url, size in sizes) / 1e6
     # The number of tasks is rounded down, because a worker that gets only a small last task saves almost no time.
     tasks = max(1, math.floor(num_mb / config.execution.task_mib))
     workers = num_parallel_tasks(config.execution.workers, tasks)

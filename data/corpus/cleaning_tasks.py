@@ -22,7 +22,7 @@ from data.corpus.origins import FileNumbers
 from data.corpus.quarantine import quarantine_lines
 from data.corpus.work import CorpusWork
 from data.document import Document, Quarantined, ReadRange, SkippedRecord, Source
-from data.sources.compression import is_compressed
+from data.sources.compression import CONTENT_BYTES_PER_COMPRESSED_BYTE, estimate_content_bytes
 from data.sources.readers import read_records
 
 _BATCH_RECORDS = 512
@@ -32,10 +32,6 @@ _BATCH_CHARACTERS = 16 << 20
 _MIN_FILE_BYTES = 1 << 10
 """When files are grouped into tasks, a smaller file counts as if it had this size, because opening a file takes as long
 as reading 1 KiB."""
-
-TEXT_BYTES_PER_COMPRESSED_BYTE = 4
-"""Estimated bytes of text for each byte of a compressed file or of a Parquet file. Only the number of parts and the
-forecast of `raymill plan` depend on this estimate."""
 
 ReadResult = Document | Quarantined | SkippedRecord
 
@@ -69,11 +65,15 @@ class CleanedRanges:
 
 
 def estimate_text_bytes(sources: Sequence[Source], ranges: Sequence[ReadRange]) -> int:
-    """Estimate how many bytes of text the ranges contain. Depends only on formats, names and sizes of the files."""
+    """Estimate how many bytes of text the ranges contain. Depends only on formats, names and sizes of the files.
+
+    A Parquet file counts as compressed.
+    """
     is_parquet = [source.format == "parquet" for source in sources]
     return sum(
-        read_range.num_bytes
-        * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_parquet[read_range.source] or is_compressed(read_range.url) else 1)
+        read_range.num_bytes * CONTENT_BYTES_PER_COMPRESSED_BYTE
+        if is_parquet[read_range.source]
+        else estimate_content_bytes(read_range.url, read_range.num_bytes)
         for read_range in ranges
     )
 

@@ -82,6 +82,16 @@ def is_compressed(url: str) -> bool:
     return file_extension(url) in CODECS or file_extension(url) == "zip"
 
 
+CONTENT_BYTES_PER_COMPRESSED_BYTE = 4
+"""Estimated bytes of content for each byte of a compressed file. Only numbers of parts and the forecasts of `raymill
+plan` depend on it."""
+
+
+def estimate_content_bytes(url: str, num_bytes: int) -> int:
+    """Estimate how many bytes of content a file of `num_bytes` has after it is decompressed."""
+    return num_bytes * (CONTENT_BYTES_PER_COMPRESSED_BYTE if is_compressed(url) else 1)
+
+
 @contextmanager
 def open_file(url: str, block_bytes: int = _REMOTE_BLOCK_BYTES) -> Iterator[IO[bytes]]:
     """Open the file without decompressing it. A remote file is read ahead in requests of `block_bytes`."""

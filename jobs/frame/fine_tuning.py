@@ -28,7 +28,7 @@ from data.chats.counts import (
 from data.chats.held_out import HeldOutSplit, split_by_prompt
 from data.chats.rendering_tasks import RANGE_BYTES, RecordKind, RenderedRecords, plan_tasks, probe_records, render_files
 from data.chats.template import ChatTokenizer, load_chat_tokenizer
-from data.sources.compression import is_compressed
+from data.sources.compression import estimate_content_bytes
 from data.tokens.shuffle import epoch_order
 from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.sizes import model_config_of
@@ -47,8 +47,6 @@ log = logging.getLogger(__name__)
 _RENDER_S_PER_MB = 1.0
 """Seconds of one process to render 1 MB of records on the reference processor (`jobs.frame.cost_model`), measured with
 chats of sixteen turns and the tokenizer of SmolLM2."""
-_COMPRESSION = 4
-"""Assumed bytes of records for each byte of a compressed file."""
 
 
 class FineTuningConfig(TrainingConfig, Protocol):
@@ -125,7 +123,7 @@ def output_sizes(config: FineTuningConfig, planned: PlannedInputs) -> Transforme
 def with_rendering(workload: Workload, patterns: Sequence[str]) -> Workload:
     """Return the workload of a training, with the time for rendering the records of the files."""
     sizes = list_files_with_sizes(list(patterns))
-    num_mb = sum((size or 0) * (_COMPRESSION if is_compressed(url) else 1) for url, size in sizes) / 1e6
+    num_mb = sum(estimate_content_bytes(url, size or 0) for url, size in sizes) / 1e6
     processes = num_parallel_tasks(None, max(1, math.ceil(num_mb * 1e6 / RANGE_BYTES)))
     return replace(workload, python_s=num_mb * _RENDER_S_PER_MB, python_processes=processes)
 
