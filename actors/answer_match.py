@@ -60,7 +60,12 @@ def exact_match(prediction: str, answers: Sequence[str], form: AnswerForm) -> fl
     In the form `numeric`, the last numbers of the prediction are compared, as many as the answer has. An answer without
     a number is equal to no prediction.
     """
-    return float(any(_are_equal(prediction, answer, form) for answer in answers))
+    if form == "numeric":
+        predicted = number_values(prediction)
+        expected_values = filter(None, map(number_values, answers))
+        return float(any(predicted[-len(expected) :] == expected for expected in expected_values))
+    normal_form = _squad_form if form == "squad" else _plain_form
+    return float(normal_form(prediction) in map(normal_form, answers))
 
 
 def word_f1(prediction: str, answers: Sequence[str], form: AnswerForm) -> float:
@@ -68,7 +73,8 @@ def word_f1(prediction: str, answers: Sequence[str], form: AnswerForm) -> float:
 
     In the form `numeric`, the values of the numbers are compared instead of words.
     """
-    return max(_f1(_words(prediction, form), _words(answer, form)) for answer in answers)
+    predicted = _words(prediction, form)
+    return max(_f1(predicted, _words(answer, form)) for answer in answers)
 
 
 def number_values(text: str) -> list[Fraction]:
@@ -78,15 +84,6 @@ def number_values(text: str) -> list[Fraction]:
     a number that begins with 0. Dates, versions and the like are several numbers.
     """
     return [value for match in _NUMBER.finditer(_fold(text)) for value in _values(match[0])]
-
-
-def _are_equal(prediction: str, answer: str, form: AnswerForm) -> bool:
-    if form == "squad":
-        return _squad_form(prediction) == _squad_form(answer)
-    if form == "plain":
-        return _plain_form(prediction) == _plain_form(answer)
-    expected = number_values(answer)
-    return bool(expected) and number_values(prediction)[-len(expected) :] == expected
 
 
 def _f1(predicted: Sequence[Hashable], expected: Sequence[Hashable]) -> float:
