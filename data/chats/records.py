@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from data.chats.layouts import PromptRecord, parse_prompt
 from data.document import BadRecord, Source, whole_file
 from data.sources.compression import is_damage_error, read_utf8_blocks
-from data.sources.json_records import json_records, parse_object
-from data.sources.records import split_lines
+from data.sources.json_records import json_records, parse_object, range_lines
 
 Parsed = TypeVar("Parsed")
 
@@ -51,7 +50,7 @@ def read_numbered(url: str, start: int = 0, stop: int = -1) -> Iterator[Numbered
             for number, (_, record) in enumerate(json_records(_JSON_SOURCE, whole_file(0, url)), start=1):
                 yield NumberedRecord(number, _to_record(record))
         else:
-            for number, line in _numbered_lines(url, start, stop):
+            for number, (_, line) in enumerate(range_lines(url, start, stop), start=1):
                 if isinstance(line, BadRecord):
                     yield NumberedRecord(number, line)
                 elif line.strip():
@@ -67,17 +66,6 @@ def read_numbered(url: str, start: int = 0, stop: int = -1) -> Iterator[Numbered
 
 def _to_record(record: Any) -> dict[str, Any] | BadRecord:
     return record if isinstance(record, dict | BadRecord) else BadRecord("a record must be a JSON object")
-
-
-def _numbered_lines(url: str, start: int, stop: int) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """Yield (number, line) of every line that begins in the range. The first one has the number 1."""
-    # Reading begins one byte early, and the line there is left to the range before (`jsonl_records`).
-    read_from = max(start - 1, 0)
-    lines = split_lines(read_utf8_blocks(url, read_from), read_from, stop)
-    if start > 0:
-        next(lines, None)
-    for number, (_, line) in enumerate(lines, start=1):
-        yield number, line
 
 
 def is_array(url: str) -> bool:

@@ -25,19 +25,26 @@ _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
 
 def jsonl_records(source: Source, read_range: ReadRange) -> Records:
     """Yield a record for each line that begins in the range, at the line's byte offset. Blank lines are skipped."""
-    # Reading begins one byte early, and the line there is left to the previous range. If that byte is a line end, it is
-    # the whole line, so that a line that begins exactly at the start of the range is not lost.
-    read_from = max(read_range.start - 1, 0)
     encoding = file_encoding(source)
-    blocks = read_utf8_blocks(read_range.url, read_from, encoding=encoding)
-    lines = split_lines(blocks, read_from, read_range.stop)
-    if read_range.start > 0:
-        next(lines, None)
-    for offset, line in lines:
+    for offset, line in range_lines(read_range.url, read_range.start, read_range.stop, encoding=encoding):
         if isinstance(line, BadRecord):
             yield offset, line
         elif line.strip():
             yield offset, parse_object(line, "a line must be a JSON object", encoding)
+
+
+def range_lines(url: str, start: int, stop: int, *, encoding: str = "utf-8") -> Iterator[tuple[int, bytes | BadRecord]]:
+    """Yield (position in the file, line) of every line that begins between the bytes `start` and `stop`; -1 is the end.
+
+    A BadRecord takes the place of a line that is too long.
+    """
+    # Reading begins one byte early, and the line there is left to the previous range. If that byte is a line end, it is
+    # the whole line, so that a line that begins exactly at the start of the range is not lost.
+    read_from = max(start - 1, 0)
+    lines = split_lines(read_utf8_blocks(url, read_from, encoding=encoding), read_from, stop)
+    if start > 0:
+        next(lines, None)
+    yield from lines
 
 
 def parse_object(raw: bytes, rule: str, encoding: str = "utf-8") -> dict[str, Any] | BadRecord:
