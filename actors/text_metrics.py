@@ -69,6 +69,7 @@ def choose_text_rules(references: Sequence[str], language: str | None) -> TextRu
     Korean with their dictionaries if these are installed. Without them, and for other scripts without spaces between
     words, BLEU cuts the texts into characters. Where marks separate the words, as in Tibetan, it cuts at all marks
     (`intl`).
+
     Without a language, letters without accents count as English, kana as Japanese, other ideographs as Chinese, and
     Hangul as Korean.
     """
@@ -123,11 +124,12 @@ def bleu(
     (`eff:yes` in the signature), because BLEU would be 0 for a perfect translation too.
     """
     _require_equal_length(predictions, references)
-    plain = BLEU(tokenize=rules.bleu_tokenizer)
-    length = max(plain.corpus_score([reference], [[reference]]).ref_len for reference in references)
-    metric = BLEU(tokenize=rules.bleu_tokenizer, effective_order=length < plain.max_ngram_order)
-    score_of_all = metric.corpus_score(list(predictions), [list(references)]).score
+    metric = BLEU(tokenize=rules.bleu_tokenizer)
+    # The n-gram counts of a segment do not depend on `effective_order`.
     segments = [metric.corpus_score([p], [[r]]) for p, r in zip(predictions, references, strict=True)]
+    if max(segment.ref_len for segment in segments) < metric.max_ngram_order:
+        metric = BLEU(tokenize=rules.bleu_tokenizer, effective_order=True)
+    score_of_all = metric.corpus_score(list(predictions), [list(references)]).score
     # Corpus BLEU is a function of n-gram counts summed over the segments. A resample therefore sums the counts of its
     # segments and does not tokenize them again.
     statistics_NC = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in segments], dtype=np.float64)
