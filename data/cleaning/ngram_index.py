@@ -9,12 +9,11 @@ words, are its anchor. Only where a queried text has an anchor, the short texts 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 
-from data.cleaning.word_runs import WORD_AMOUNT, RunHasher, UnitsPerWord, run_ends
+from data.cleaning.word_runs import WORD_AMOUNT, RunHasher, UnitsPerWord, run_ends, word_hash
 
 
 class Match(NamedTuple):
@@ -37,7 +36,7 @@ class NgramIndex:
             for word in text:
                 self._vocabulary.setdefault(word, len(self._vocabulary) + 1)
         # Both by word number. No n-gram has a word with the number 0.
-        self._hash_values = np.array([0, *map(_hash_value, self._vocabulary)], dtype=np.uint64)
+        self._hash_values = np.array([0, *map(word_hash, self._vocabulary)], dtype=np.uint64)
         self._amounts = np.array([WORD_AMOUNT, *map(units.amount_of, self._vocabulary)], dtype=np.int64)
         self._indexed = self._join(texts)
         self._ngrams = _sorted_runs(self._indexed.known_runs(ngram))
@@ -97,11 +96,6 @@ class NgramIndex:
         return _JoinedTexts(array, text_indexes, self._amounts[array], RunHasher(self._hash_values[array]))
 
 
-def _hash_value(word: str) -> int:
-    """Return the value that a word contributes to the hash of an n-gram."""
-    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
-
-
 class _Runs(NamedTuple):
     """Runs of words in joined texts."""
 
@@ -150,9 +144,8 @@ class _SortedRuns(NamedTuple):
 
 
 def _sorted_runs(runs: _Runs) -> _SortedRuns:
-    order = np.argsort(
-        runs.hashes, kind="stable"
-    )  # Stable, so that among equal n-grams that of the first text is first.
+    # Stable, so that among equal n-grams that of the first text is first.
+    order = np.argsort(runs.hashes, kind="stable")
     has_prefix = np.zeros(1 << (len(order).bit_length() + 3), dtype=bool)
     has_prefix[runs.hashes >> _prefix_shift(has_prefix)] = True
     return _SortedRuns(_Runs(*(array[order] for array in runs)), has_prefix)

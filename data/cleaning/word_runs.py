@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 
 import numpy as np
 
@@ -69,11 +70,16 @@ def run_ends(amounts: np.ndarray, num_words: int) -> np.ndarray:
     return ends[: np.searchsorted(ends, len(sums))]
 
 
+def word_hash(word: str) -> int:
+    """Return the hash value of a word, with 64 bits."""
+    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
 class RunHasher:
     """Computes the hashes of runs in a sequence of words, in a time that does not depend on their lengths."""
 
     def __init__(self, values: np.ndarray) -> None:
-        """`values` has the hash value of each word of the sequence (uint64)."""
+        """`values` has the hash value of each word of the sequence (uint64), as `word_hash` returns it."""
         self._powers, inverse_powers = _powers_of_factor(1 << max(len(values), 1).bit_length())
         # With the inverse powers, the terms of all runs that contain a word are equal up to a factor of the run's end.
         self._sums = np.zeros(len(values) + 1, np.uint64)

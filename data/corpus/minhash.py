@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.cleaning.duplicates import NearDuplicates
-from data.cleaning.word_runs import WORD_AMOUNT, RunHasher, UnitsPerWord, run_ends
+from data.cleaning.word_runs import WORD_AMOUNT, RunHasher, UnitsPerWord, run_ends, word_hash
 from data.words import StringCache, may_have_units, plain_words
 
 _BLOCK_SHINGLES = 1 << 16
@@ -35,10 +35,7 @@ def shingle_words(text: str) -> list[str]:
     return plain_words(text) or [unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())]
 
 
-@lru_cache(maxsize=1 << 17)
-def _word_hash(word: str) -> int:
-    """Return a hash of the word with 64 bits."""
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+_word_hash = lru_cache(maxsize=1 << 17)(word_hash)
 
 
 @lru_cache(maxsize=2)
