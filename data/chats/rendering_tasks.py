@@ -30,7 +30,7 @@ from data.sources.readers import plan_ranges
 RecordKind = Literal["chats", "preferences"]
 
 RANGE_BYTES = 8 << 20
-"""Size of a task's range. It is part of the order of the samples only through the order of the ranges."""
+"""Size of a task's range. The samples and their order do not depend on it."""
 _KEY_TYPE = np.int64
 
 
@@ -89,21 +89,20 @@ def plan_tasks(
 ) -> list[RenderTask]:
     """Return a task for each range of the files. A JSON array is one range."""
     digest = _digest(tokenizer)
-    tasks: list[RenderTask] = []
-    for pattern in patterns:
-        arrays: dict[str, bool] = {}
-        for read_range in plan_ranges([Source(name=kind, path=pattern, format="jsonl")], RANGE_BYTES):
-            url = read_range.url
-            arrays[url] = arrays.get(url, False) or (read_range.start == 0 and is_array(url))
-            if arrays[url] and read_range.start > 0:
-                continue
-            start, stop = (0, -1) if arrays[url] else (read_range.start, read_range.stop)
-            tasks.append(
-                RenderTask(
-                    kind=kind, url=url, start=start, stop=stop, sequence_length=sequence_length, tokenizer=digest
-                )
-            )
-    return tasks
+    ranges = plan_ranges([Source(name=kind, path=pattern, format="jsonl") for pattern in patterns], RANGE_BYTES)
+    arrays = {url for url in {read_range.url for read_range in ranges} if is_array(url)}
+    return [
+        RenderTask(
+            kind=kind,
+            url=read_range.url,
+            start=read_range.start,
+            stop=-1 if read_range.url in arrays else read_range.stop,
+            sequence_length=sequence_length,
+            tokenizer=digest,
+        )
+        for read_range in ranges
+        if read_range.start == 0 or read_range.url not in arrays
+    ]
 
 
 def render_files(tasks: Sequence[RenderTask], *, work: Storage, tokenizer: Storage) -> RenderedRecords:
@@ -207,6 +206,7 @@ class _Renderer:
         self.num_split += len(rendered.samples) > 1
         self.num_too_long += rendered.is_cut and not rendered.samples
         self.num_truncated += rendered.is_cut and len(rendered.samples) > 0
+        key = prompt_key(chat.messages)
         for sample in rendered.samples:
             fitting = truncate_chat(sample, length=length)
             if fitting is None:
@@ -214,7 +214,7 @@ class _Renderer:
                 continue
             self.num_truncated += len(fitting.ids) < len(sample.ids) and not rendered.is_cut
             self.samples.append(fitting)
-            self.keys.append(prompt_key(chat.messages))
+            self.keys.append(key)
 
     def _add_preference(self, record: dict[str, Any]) -> None:
         preference = parse_preference(record)
@@ -223,9 +223,10 @@ class _Renderer:
         if max(map(len, pair)) > self._task.sequence_length:
             self.num_too_long += 1
             return
+        key = prompt_key(preference.prompt)
         for ids in pair:
             self.samples.append(RenderedChat(np.array(ids, dtype=np.int32), np.zeros(len(ids), dtype=np.bool_)))
-            self.keys.append(prompt_key(preference.prompt))
+            self.keys.append(key)
 
 
 @lru_cache(maxsize=1)
