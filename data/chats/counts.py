@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cluster.storage import Storage, json_line
+from cluster.storage import Storage
 from data.chats.layouts import Tie
 from data.document import BadRecord
 
@@ -156,7 +156,7 @@ def quarantine_file(field: str) -> str:
 def write_quarantine(output: Storage, field: str, lines: Sequence[QuarantinedLine]) -> None:
     """Write the quarantine file, unless there is nothing to write."""
     if lines:
-        output.write_bytes(quarantine_file(field), b"".join(json_line(line._asdict()) for line in lines))
+        output.write_jsonl(quarantine_file(field), (line._asdict() for line in lines))
 
 
 def _add(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:

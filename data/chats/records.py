@@ -7,6 +7,7 @@ counted (`counts.py`).
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from data.chats.layouts import PromptRecord, parse_prompt
@@ -92,8 +93,8 @@ def _is_complete_line(head: bytes) -> bool:
     return True
 
 
-def read_located(urls: Iterable[str]) -> Iterator[LocatedRecord]:
-    """Yield every record of the files with its location.
+def read_located(urls: Iterable[str], *, max_per_file: int | None = None) -> Iterator[LocatedRecord]:
+    """Yield every record of the files with its location, or only the first `max_per_file` records of each file.
 
     The files can be on any file system of fsspec. Raises ValueError if a file is damaged, or if the files contain no
     record at all.
@@ -101,7 +102,7 @@ def read_located(urls: Iterable[str]) -> Iterator[LocatedRecord]:
     num_records, read_urls = 0, []
     for url in urls:
         read_urls.append(url)
-        for item in read_numbered(url):
+        for item in islice(read_numbered(url), max_per_file):
             if isinstance(item, NumberedRecord):
                 num_records += 1
                 yield LocatedRecord(f"{url}:{item.number}", item.record)
@@ -133,8 +134,8 @@ def parse_or_bad(parse: Callable[[dict[str, Any]], Parsed], record: dict[str, An
 def read_prompts(urls: Iterable[str]) -> Iterator[PromptRecord]:
     """Yield every prompt of the files.
 
-    Raises ValueError for a malformed prompt and for one whose last message is not the user's. The message names the
-    file, the line and the problem. Also raises the errors of `read_located`.
+    Raises ValueError for a malformed prompt and for one whose last message is neither the user's nor the result of
+    a tool. The message names the file, the line and the problem. Also raises the errors of `read_located`.
     """
     for location, record in read_records(urls):
         try:

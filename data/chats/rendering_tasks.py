@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from data.chats.counts import QuarantinedLine, RecordCounter, RecordCounts
 from data.chats.held_out import prompt_key
 from data.chats.layouts import parse_chat, parse_preference
 from data.chats.packing import truncate_chat
-from data.chats.records import NumberedRecord, RangeEnd, is_array, parse_or_bad, read_numbered
+from data.chats.records import NumberedRecord, RangeEnd, is_array, parse_or_bad, read_located, read_numbered
 from data.chats.rendering import render_chat, render_preference, unread_in_preference
 from data.chats.sample_files import SampleFiles, StoredArray, open_array, store_array, store_index, store_samples
 from data.chats.template import ChatTokenizer, RenderedChat, load_chat_tokenizer
@@ -260,19 +261,13 @@ def probe_records(
     The records are also rendered if there is a tokenizer, chats as with `max_tokens` in `render_chat`. Raises
     ValueError for a damaged file, and if the files have no record.
     """
-    counter, num_probed = RecordCounter(), 0
-    for url in urls:
-        for number, item in enumerate(read_numbered(url)):
-            if isinstance(item, RangeEnd) or number >= _PROBED_PER_FILE or num_probed >= _PROBED:
-                break
-            num_probed += 1
-            result = parse_or_bad(partial(_probe, kind, tokenizer, max_tokens), item.record)
-            if isinstance(result, BadRecord):
-                counter.add_bad(f"{url}:{item.number}", result)
-            else:
-                counter.add_used(*result)
-    if not num_probed:
-        raise ValueError(f"{', '.join(urls)}: no record found; expected one JSON object per line")
+    counter = RecordCounter()
+    for location, record in islice(read_located(urls, max_per_file=_PROBED_PER_FILE), _PROBED):
+        result = parse_or_bad(partial(_probe, kind, tokenizer, max_tokens), record)
+        if isinstance(result, BadRecord):
+            counter.add_bad(location, result)
+        else:
+            counter.add_used(*result)
     return counter.counts
 
 
