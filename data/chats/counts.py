@@ -97,6 +97,14 @@ class RecordCounter:
         )
 
 
+def first_examples(lines: Iterable[QuarantinedLine]) -> dict[str, str]:
+    """Return the first line of each reason, in the form of `RecordCounts.examples`."""
+    examples: dict[str, str] = {}
+    for line in lines:
+        examples.setdefault(reason_kind(line.reason), f"{line.file}:{line.line}: {line.reason}")
+    return examples
+
+
 def reason_kind(reason: str) -> str:
     """Return a reason without the indices, positions and quoted values that differ from record to record."""
     return _QUOTED.sub("'…'", _JSON_POSITION.sub(r"\1 …", _INDEX.sub("[…]", reason)))

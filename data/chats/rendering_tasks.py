@@ -7,7 +7,7 @@ that was killed goes on with the tasks that have no result yet.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 from cluster.plain import to_plain
 from cluster.storage import Storage
 from cluster.tasks import run_tasks
-from data.chats.counts import QuarantinedLine, RecordCounter, RecordCounts
+from data.chats.counts import QuarantinedLine, RecordCounter, RecordCounts, first_examples
 from data.chats.held_out import prompt_key
 from data.chats.layouts import parse_chat, parse_preference
 from data.chats.packing import truncate_chat
@@ -68,6 +68,7 @@ class RenderedRange:
     num_too_long: int
     """Number of samples, or of preferences, that were left out because they are too long."""
     counts: RecordCounts
+    """Counts of the records. The line numbers of its examples count from the start of the range."""
 
 
 class RenderedRecords(NamedTuple):
@@ -121,12 +122,14 @@ def render_files(tasks: Sequence[RenderTask], *, work: Storage, tokenizer: Stora
         result_folder=work,
     )
     lengths = [open_array(work, result.lengths) for result in results]
+    counts = sum((result.counts for result in results), RecordCounts())
+    quarantined = list(_quarantined_lines(tasks, results, work))
     return RenderedRecords(
         files=store_index(work, "index.npy", [result.tokens for result in results], lengths),
         lengths=np.concatenate([np.empty(0, np.int32), *lengths]),
         keys=np.concatenate([np.empty(0, _KEY_TYPE), *(open_array(work, result.keys) for result in results)]),
-        counts=sum((result.counts for result in results), RecordCounts()),
-        quarantined=list(_quarantined_lines(tasks, results, work)),
+        counts=replace(counts, examples=first_examples(quarantined)),
+        quarantined=quarantined,
         num_split=sum(result.num_split for result in results),
         num_truncated=sum(result.num_truncated for result in results),
         num_too_long=sum(result.num_too_long for result in results),

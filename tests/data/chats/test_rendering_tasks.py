@@ -63,6 +63,7 @@ def test_ranges_change_neither_samples_nor_lines(
     tmp_path: Path, tokenizer: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [chat(n) if n % 10 else {"prompt": n} for n in range(60)]
+    lines[45] = {"prompt": "question", "completion": ""}  # the first record with this reason is in a later range
     path = write(tmp_path / "a.jsonl", lines)
     whole, texts = render(path, tmp_path / "whole", tokenizer)
     monkeypatch.setattr(tasks_module, "RANGE_BYTES", 500)
@@ -75,6 +76,7 @@ def test_ranges_change_neither_samples_nor_lines(
         21,
         31,
         41,
+        46,
         51,
     ]
     assert parts.keys.tolist() == whole.keys.tolist()
