@@ -136,7 +136,8 @@ def _from_messages(layout: str, field: str, record: Mapping[str, Any]) -> Chat:
     messages, is_learned = parse_messages(field, record[field])
     read = [field, "tools"]
     if layout == "ShareGPT" and messages[0]["role"] != "system":
-        messages, is_learned = _with_system(record, ParsedMessages(messages, is_learned))
+        system = _system_messages(record)
+        messages, is_learned = [*system, *messages], [False] * len(system) + is_learned
         read.append("system")
     return Chat(layout, messages, is_learned, parse_tools(record.get("tools")), unread=_unread(record, read))
 
@@ -163,9 +164,8 @@ def _from_instruction(record: Mapping[str, Any]) -> Chat:
     for number, (asked, answered) in enumerate(history):
         messages.append(user_message(parse_text(f"history[{number}][0]", asked)))
         messages.append(assistant_message(parse_text(f"history[{number}][1]", answered)))
-    messages += [user_message(prompt), assistant_message(output)]
+    messages = [*_system_messages(record), *messages, user_message(prompt), assistant_message(output)]
     is_learned = [message["role"] == "assistant" for message in messages]
-    messages, is_learned = _with_system(record, ParsedMessages(messages, is_learned))
     raw = RawChat(f"{prompt}\n\n", output) if len(messages) == 2 else None
     unread = _unread(record, ["instruction", "input", "output", "system", "history"])
     return Chat("Alpaca", messages, is_learned, raw=raw, unread=unread)
@@ -178,12 +178,11 @@ def instruction_text(record: Mapping[str, Any]) -> str:
     return f"{instruction}\n\n{parse_text('input', more)}" if more else instruction
 
 
-def _with_system(record: Mapping[str, Any], parsed: ParsedMessages) -> ParsedMessages:
-    """Return the messages, after the record's field `system` as the first message if the record has this field."""
+def _system_messages(record: Mapping[str, Any]) -> Messages:
+    """Return the record's field `system` as a message, or no message if the record does not have this field."""
     if not record.get("system"):
-        return parsed
-    system = {"role": "system", "content": parse_text("system", record["system"])}
-    return ParsedMessages([system, *parsed.messages], [False, *parsed.is_learned])
+        return []
+    return [{"role": "system", "content": parse_text("system", record["system"])}]
 
 
 def parse_prompt_value(field: str, value: Any) -> Messages:
@@ -206,7 +205,7 @@ def parse_prompt(location: str, record: dict[str, Any]) -> PromptRecord:
     field = next((name for name in ("messages", "conversations", "prompt") if name in record), "prompt")
     messages = parse_prompt_value(field, record.get(field))
     if field == "conversations" and messages[0]["role"] != "system":
-        messages = _with_system(record, ParsedMessages(messages, [False] * len(messages))).messages
+        messages = [*_system_messages(record), *messages]
     if messages[-1]["role"] not in ("user", "tool"):
         raise BadRecord(
             f"the last message of a prompt must have the role user, but it has the role {messages[-1]['role']}; remove "
@@ -314,9 +313,8 @@ def _from_explicit(prompt: Any, chosen: Any, rejected: Any, record: Mapping[str,
         preference = _from_dialogues(prompt + chosen, prompt + rejected)
         return preference._replace(raw=RawPreference(prompt, chosen, rejected))
     before = parse_prompt_value("prompt", prompt)
-    if record.get("system") and before[0]["role"] != "system":
-        before = [{"role": "system", "content": parse_text("system", record["system"])}, *before]
-        is_raw = False
+    if before[0]["role"] != "system" and (system := _system_messages(record)):
+        before, is_raw = [*system, *before], False
     completions = [
         _without_prompt(name, _completion_messages(name, value), before)
         for name, value in (("chosen", chosen), ("rejected", rejected))
