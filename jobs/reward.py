@@ -20,7 +20,7 @@ from data.chats.layouts import parse_preference
 from data.chats.messages import text_of
 from data.chats.records import parse_or_bad, read_located
 from data.chats.sample_files import SampleFiles, SampleReader, StoredArray, open_array, store_array
-from data.chats.template import load_chat_tokenizer, read_special_tokens
+from data.chats.template import read_special_tokens
 from data.document import BadRecord
 from jobs.frame.artifact import WORK, Artifact
 from jobs.frame.fields import PREVIOUS_STAGE, input_artifact, source_files
@@ -179,7 +179,7 @@ def run(config: RewardConfig, context: Context) -> RewardSummary:
         ),
         config=config,
         init=context.inputs["init"].model,
-        pad_id=load_chat_tokenizer(prepared.tokenizer.local()).pad_id,
+        pad_id=prepared.tokenizer.pad_id,
         folder=prepared.folder,
         samples=records.files,
         train=train,

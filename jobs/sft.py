@@ -172,9 +172,9 @@ def run(config: SftConfig, context: Context) -> SftSummary:
     Returns the numbers of chats and rows, and the summary of the training.
     """
     prepared = prepare_samples(config, context, config.chats, kind="chats", chat_template=read_template(config))
-    records, tokenizer = prepared.records, load_chat_tokenizer(prepared.tokenizer.local())
+    records = prepared.records
     split = split_held_out(records.keys, config, field="chats")
-    write_examples(prepared, tokenizer, split.train, context.output)
+    write_examples(prepared, split.train, context.output)
     rows = [
         plan_rows(numbers, records.lengths[numbers], length=config.sequence_length)
         for numbers in (split.train, split.held_out)
@@ -186,12 +186,12 @@ def run(config: SftConfig, context: Context) -> SftSummary:
         training=TrainingPayload(config=config, output=context.output, tracker=context.tracker, metrics_prefix="sft"),
         config=config,
         init=context.inputs["init"].model,
-        tokenizer=prepared.tokenizer,
+        tokenizer=prepared.tokenizer_folder,
         folder=prepared.folder,
         samples=records.files,
         train=train,
         held_out=held_out,
-        pad_id=tokenizer.pad_id,
+        pad_id=prepared.tokenizer.pad_id,
     )
     run_training(fine_tune, payload, config, context, name="sft")
     summary = SftSummary(
@@ -208,11 +208,11 @@ def run(config: SftConfig, context: Context) -> SftSummary:
     return summary
 
 
-def write_examples(prepared: PreparedSamples, tokenizer: ChatTokenizer, train: np.ndarray, output: Storage) -> None:
+def write_examples(prepared: PreparedSamples, train: np.ndarray, output: Storage) -> None:
     """Write the first training samples to `learned.jsonl`, and log the first one, with the learned texts marked."""
-    reader = SampleReader(prepared.folder, prepared.records.files)
+    reader, decode = SampleReader(prepared.folder, prepared.records.files), prepared.tokenizer.decode
     examples = [
-        LearnedExample(parts=[LearnedPart(tokenizer.decode(ids), learned) for ids, learned in learned_parts(sample)])
+        LearnedExample(parts=[LearnedPart(decode(ids), learned) for ids, learned in learned_parts(sample)])
         for sample in (reader.read(number) for number in train[:NUM_EXAMPLES])
     ]
     output.write_jsonl(LEARNED_EXAMPLES, map(to_plain, examples))

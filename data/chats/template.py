@@ -68,7 +68,7 @@ class ChatTokenizer:
             except BadRecord as bad:
                 raise ValueError(f"tokenizer: the chat template in {folder} cannot be used: {bad}") from bad
         self.pad_id = pad_id(self._tokenizer)
-        begin, end = document_tokens(folder)
+        begin, end = document_tokens(folder, self._tokenizer)
         self._start_id = begin
         self.end_id = chat_end_id(self._tokenizer) if self.has_template else end
         """The token that ends an assistant's message or, without a chat template, a text."""

@@ -115,8 +115,10 @@ class DocumentTokens(NamedTuple):
     """Id of the token that a model learns to predict after the last token of a document: the separator."""
 
 
-def document_tokens(folder: Path) -> DocumentTokens:
+def document_tokens(folder: Path, tokenizer: "PreTrainedTokenizerBase | None" = None) -> DocumentTokens:
     """Return the special tokens around a document. A document begins with the tokenizer's bos token if it has one.
+
+    `tokenizer` is the tokenizer of the folder, if the caller has loaded it.
 
     Without a bos token (Qwen 2.5), a document begins with the separator. So does a document if the tokenizer never adds
     its bos token: because `add_bos_token` is false (Phi 3), or because its bos and eos tokens belong to chats.
@@ -124,7 +126,7 @@ def document_tokens(folder: Path) -> DocumentTokens:
 
     Raises ValueError if the tokenizer has no tokenizer.json or no separator.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
     end = separator_id(tokenizer)
     bos: Any = tokenizer.bos_token_id
     if bos is None:
@@ -146,7 +148,7 @@ def declare_bos(folder: Path) -> None:
     """
     tokenizer = load_tokenizer(folder)
     bos: Any = tokenizer.bos_token_id
-    if document_tokens(folder).begin != bos or _adds_bos(tokenizer):
+    if document_tokens(folder, tokenizer).begin != bos or _adds_bos(tokenizer):
         return
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -203,8 +205,9 @@ class SpecialTokenIds(NamedTuple):
 
 def read_base_special_tokens(folder: Path) -> SpecialTokenIds:
     """Return the special tokens of a base model. Its bos and eos tokens are those around a document."""
-    begin, end = document_tokens(folder)
-    return SpecialTokenIds(bos=begin, eos=end, pad=pad_id(load_tokenizer(folder)))
+    tokenizer = load_tokenizer(folder)
+    begin, end = document_tokens(folder, tokenizer)
+    return SpecialTokenIds(bos=begin, eos=end, pad=pad_id(tokenizer))
 
 
 def read_chat_special_tokens(folder: Path) -> SpecialTokenIds:

@@ -161,8 +161,9 @@ class PreparedSamples:
 
     folder: Storage
     """Folder of the files."""
-    tokenizer: Storage
+    tokenizer_folder: Storage
     """Folder with a copy of the tokenizer."""
+    tokenizer: ChatTokenizer
     records: RenderedRecords
 
 
@@ -179,15 +180,16 @@ def prepare_samples(
     Raises ValueError if more than the share `max_quarantined` of the records cannot be used.
     """
     folder = context.output / WORK
-    tokenizer = folder / "tokenizer"
-    copy_tokenizer(context.inputs["init"].model, tokenizer, chat_template=chat_template)
+    tokenizer_folder = folder / "tokenizer"
+    copy_tokenizer(context.inputs["init"].model, tokenizer_folder, chat_template=chat_template)
     work = folder / kind
-    tasks = plan_tasks(patterns, kind=kind, sequence_length=config.sequence_length, tokenizer=tokenizer)
-    records = render_files(tasks, work=work, tokenizer=tokenizer)
+    tasks = plan_tasks(patterns, kind=kind, sequence_length=config.sequence_length, tokenizer=tokenizer_folder)
+    records = render_files(tasks, work=work, tokenizer=tokenizer_folder)
     # Written before the check, because its error refers to this file.
     write_quarantine(context.output, kind, records.quarantined)
     log_counts(records.counts, field=kind)
-    if load_chat_tokenizer(tokenizer.local()).shows_date:
+    tokenizer = load_chat_tokenizer(tokenizer_folder.local())
+    if tokenizer.shows_date:
         log.warning(
             "%s: the chat template writes today's date, so the samples of another day differ; name a template without "
             "it if results must be the same",
@@ -195,7 +197,7 @@ def prepare_samples(
         )
     where = f"all are listed in {context.output.url}/{quarantine_file(kind)}; "
     check_quarantined(records.counts, config.max_quarantined, field=kind, where=where)
-    return PreparedSamples(folder=work, tokenizer=tokenizer, records=records)
+    return PreparedSamples(folder=work, tokenizer_folder=tokenizer_folder, tokenizer=tokenizer, records=records)
 
 
 def split_held_out(keys: np.ndarray, config: FineTuningConfig, *, field: str) -> HeldOutSplit:
