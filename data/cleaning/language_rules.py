@@ -20,15 +20,17 @@ on Wikipedia and web pages, with a word segmenter for each language. Here they d
   download. Its number gives the Declaration 1.1 times as many words as in English, as in the middle of all languages.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from math import ceil
+from statistics import median_high
 from typing import Any, NamedTuple, TypeVar
 from unicodedata import name
 
-from data.words import WordRule
+from data.words import StringCache, WordRule
 
 Settings = TypeVar("Settings", bound=Any)
 
@@ -58,10 +60,9 @@ class LanguageRules(NamedTuple):
 def rules_for(language: str | None, text: str, words: WordRule = "classes") -> LanguageRules | None:
     """Return the rules for a text. None means those of the settings, which are meant for English.
 
-    `words` is how text in scripts without spaces is cut.
-
     `language` is the ISO 639 code that the step `language` found. Without a code, the rules are those of the most
-    important language of the script in which most of the text is written, and None for the Latin script.
+    important language of the script in which most of the text is written, and None for the Latin script. `words` is how
+    text in scripts without spaces is cut.
     """
     code = language.replace("_", "-").partition("-")[0].lower() if language else _language_of_script(text)
     if code == "en":
@@ -144,17 +145,12 @@ al. 2021, table A1)."""
 @lru_cache(maxsize=2)
 def _rules(word_rule: WordRule) -> dict[str, LanguageRules]:
     """Return the rules of each language of `_TABLE` by its code."""
-    units_per_word = dict.fromkeys(_CUT_BY_ICU, 1.0) if word_rule == "icu" else {}
+    units_per_word = {**_UNITS_PER_WORD, **(dict.fromkeys(_CUT_BY_ICU, 1.0) if word_rule == "icu" else {})}
     rules: dict[str, LanguageRules] = {}
-    code, values, words = "", [""], list[str]()
-    for line in [*_TABLE.splitlines(), "end"]:
-        if line.startswith(" "):
-            words += line.split()
-            continue
-        if code:
-            rules[code] = _parse_rules(code, values, words, {**_UNITS_PER_WORD, **units_per_word})
-        code, *values = line.split()
-        words = []
+    for entry in re.split(r"\n(?! )", _TABLE.rstrip()):
+        thresholds, _, stop_words = entry.partition("\n")
+        code, *values = thresholds.split()
+        rules[code] = _parse_rules(code, values, stop_words.split(), units_per_word)
     return rules
 
 
@@ -196,24 +192,20 @@ def _ngram_shares(
 def _unknown_language() -> LanguageRules:
     """Return the rules for a language that is not in the table: no stop words, and the median of each threshold."""
     spaced = [rules for code, rules in _rules("classes").items() if code not in _UNITS_PER_WORD]
-
-    def median(values: Sequence[float]) -> float:
-        return sorted(values)[len(values) // 2]
-
     return LanguageRules(
         units_per_word=_UNKNOWN_UNITS_PER_WORD,
         stop_words=(),
         are_stop_words_parts=False,
         has_sentence_marks=True,
-        min_words=round(median([rules.min_words for rules in spaced])),
+        min_words=median_high([rules.min_words for rules in spaced]),
         min_mean_word_length=min(rules.min_mean_word_length for rules in spaced),
-        max_mean_word_length=median([rules.max_mean_word_length for rules in spaced]),
-        min_alphabetic_words=median([rules.min_alphabetic_words for rules in spaced]),
-        duplicate_lines=median([rules.duplicate_lines for rules in spaced]),
-        max_line_breaks_per_word=median([rules.max_line_breaks_per_word for rules in spaced]),
+        max_mean_word_length=median_high([rules.max_mean_word_length for rules in spaced]),
+        min_alphabetic_words=median_high([rules.min_alphabetic_words for rules in spaced]),
+        duplicate_lines=median_high([rules.duplicate_lines for rules in spaced]),
+        max_line_breaks_per_word=median_high([rules.max_line_breaks_per_word for rules in spaced]),
         min_punctuated_lines=0,
-        top_ngrams={n: median([rules.top_ngrams[n] for rules in spaced]) for n in _TOP_NGRAMS},
-        duplicate_ngrams={n: median([rules.duplicate_ngrams[n] for rules in spaced]) for n in _DUPLICATE_NGRAMS},
+        top_ngrams={n: median_high([rules.top_ngrams[n] for rules in spaced]) for n in _TOP_NGRAMS},
+        duplicate_ngrams={n: median_high([rules.duplicate_ngrams[n] for rules in spaced]) for n in _DUPLICATE_NGRAMS},
     )
 
 
@@ -235,22 +227,15 @@ _MIN_KANA = 0.05
 """Minimum share of kana in a text of kana and ideographs for it to be Japanese."""
 
 
-class _ScriptTable(dict[int, str]):
-    """The script of each letter, as the first word of its Unicode name, computed when the letter first occurs."""
-
-    def __missing__(self, code: int) -> str:
-        self[code] = name(chr(code), "").partition(" ")[0] if chr(code).isalpha() else ""
-        return self[code]
-
-
-_SCRIPT_TABLE = _ScriptTable()
+_SCRIPTS = StringCache(lambda character: name(character, "").partition(" ")[0] if character.isalpha() else "")
+"""The script of each letter, as the first word of its Unicode name. Empty for other characters."""
 
 
 def _language_of_script(text: str) -> str:
     start = text[:_MAX_EXAMINED_CHARACTERS]
     if len(start.encode(errors="replace")) <= _MAX_BYTES_OF_LATIN * len(start):
         return "en"
-    scripts = Counter(map(_SCRIPT_TABLE.__getitem__, map(ord, start)))
+    scripts = Counter(map(_SCRIPTS.__getitem__, start))
     del scripts[""]
     kana = scripts.pop("HIRAGANA", 0) + scripts.pop("KATAKANA", 0)
     if kana > _MIN_KANA * (kana + scripts["CJK"]):
