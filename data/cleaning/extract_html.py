@@ -25,7 +25,7 @@ import numpy as np
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
-from data.cleaning.markup import is_html
+from data.cleaning.markup import OPTIONAL_END, VOID_ELEMENTS, is_html
 from data.cleaning.step import Outcome, check_at_least, is_above
 
 _MARKUP = re.compile(r"<(?:/?[a-zA-Z]|!--|!doctype)|&(?:#[0-9]|#[xX][0-9a-fA-F]|[a-zA-Z])", re.IGNORECASE)
@@ -36,12 +36,7 @@ _TAG_NAME = re.compile(r"/?[a-zA-Z]")
 """What follows a "<" that begins a tag. A comment and a "<" in the text are not tags."""
 _FORMATTING_TAGS = ("b", "big", "code", "em", "font", "i", "s", "small", "strike", "strong", "tt", "u")
 """Formatting elements, which the parser creates again in the next block if their end tag is missing."""
-# Elements without an end tag come first, then elements whose end tag may be left out.
-_TAGS_WITHOUT_REQUIRED_END = (
-    *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"),
-    *("html", "head", "body", "p", "li", "dt", "dd", "option", "optgroup"),
-    *("colgroup", "thead", "tbody", "tfoot", "tr", "td", "th"),
-)
+_TAGS_WITHOUT_REQUIRED_END = (*VOID_ELEMENTS, *OPTIONAL_END, "html", "head", "body", "optgroup")
 """Elements that do not stay open until the end of the page, even if no end tag closes them."""
 _MAX_SEARCH_STEPS = 500_000_000
 """Maximum product of the number of open elements and the number of tags. The product is an upper bound for the number

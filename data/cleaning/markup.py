@@ -15,16 +15,15 @@ _BLOCK_ELEMENTS = re.compile(
     "menu|nav|ol|p|pre|section|summary|table|tbody|td|tfoot|th|thead|title|tr|ul",
     re.IGNORECASE,
 )
-_VOID_ELEMENTS = re.compile(
-    "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr",
-    re.IGNORECASE,
+VOID_ELEMENTS = (
+    *("area", "base", "br", "col", "embed", "hr", "img"),
+    *("input", "link", "meta", "param", "source", "track", "wbr"),
 )
-_OPTIONAL_END = re.compile(
-    "p|li|dt|dd|tr|td|th|thead|tbody|tfoot|colgroup|option",
-    re.IGNORECASE,
-)
-"""Elements whose end tag may be left out. Any other start tag must have an end tag in the text, so `List<Address>` is
-not a tag."""
+"""Elements without an end tag."""
+OPTIONAL_END = ("p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "colgroup", "option")
+"""Elements whose end tag may be left out."""
+_NEEDS_NO_END = re.compile("|".join((*VOID_ELEMENTS, *OPTIONAL_END)), re.IGNORECASE)
+"""Any other start tag must have an end tag in the text, so `List<Address>` is not a tag."""
 _INLINE_ELEMENTS = re.compile(
     "a|abbr|acronym|audio|b|basefont|bdi|bdo|big|button|canvas|cite|code|colgroup|data|datalist|"
     "del|dfn|em|font|frame|frameset|i|iframe|ins|kbd|label|map|mark|marquee|meter|nobr|noframes|"
@@ -32,7 +31,7 @@ _INLINE_ELEMENTS = re.compile(
     "slot|small|span|strike|strong|style|sub|sup|svg|template|textarea|time|tt|u|var|video",
     re.IGNORECASE,
 )
-_NAMES = f"{_BLOCK_ELEMENTS.pattern}|{_VOID_ELEMENTS.pattern}|{_INLINE_ELEMENTS.pattern}"
+_NAMES = "|".join((_BLOCK_ELEMENTS.pattern, *VOID_ELEMENTS, _INLINE_ELEMENTS.pattern))
 _ATTRIBUTES = r"""(?:[\s/]+[a-z@:_][\w:.@-]*(?:\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s"'<>]+))?)*+"""
 _TAG = re.compile(rf"<(/?)({_NAMES})(?![\w:-]){_ATTRIBUTES}[\s/]*>", re.IGNORECASE)
 """A complete tag of an element of HTML."""
@@ -109,11 +108,7 @@ def _paired_tags(text: str) -> Sequence[re.Match[str]]:
     """Return the tags of a text, without the start tags whose required end tag is missing from the text."""
     tags = list(_TAG.finditer(text))
     ended = {tag[2].lower() for tag in tags if tag[1]}
-    return [
-        tag
-        for tag in tags
-        if tag[2].lower() in ended or _VOID_ELEMENTS.fullmatch(tag[2]) or _OPTIONAL_END.fullmatch(tag[2])
-    ]
+    return [tag for tag in tags if tag[2].lower() in ended or _NEEDS_NO_END.fullmatch(tag[2])]
 
 
 def _is_mention(text: str, tag: re.Match[str]) -> bool:
