@@ -92,10 +92,12 @@ _CAPITAL_WORD = re.compile("[A-ZÀ-Þ]{2}[ÂÃ] ")
 _ALONE = re.compile(r"(?<!\S)[ÂÃ] ")
 """A letter that stands alone is either the rest of mojibake, or just a letter, as in a list of letters."""
 _CP1252 = "".join(bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xC0))
+_OPENING_QUOTE = r"[\"'`“”„‘’‚«»‹›「『(]"
+_CLOSING_QUOTE = r"[\"'`“”„‘’‚«»‹›」』)]"
 _QUOTED_CHARACTER = re.compile(
-    rf"[\"'`“”„‘’‚«»‹›「『(][\s\u200b-\u200f]*"
+    rf"{_OPENING_QUOTE}[\s\u200b-\u200f]*"
     rf"(?:[ÂÃ]|[Â-ß][\x80-¿{_CP1252}]|[à-ï][\x80-¿{_CP1252}]{{2}}|[ð-ô][\x80-¿{_CP1252}]{{3}})"
-    rf"[\s\u200b-\u200f]*[\"'`“”„‘’‚«»‹›」』)]"
+    rf"[\s\u200b-\u200f]*{_CLOSING_QUOTE}"
 )
 """The mojibake of a single character between quotation marks: the text explains mojibake."""
 
@@ -228,9 +230,7 @@ _EXPLAINING_WORD = re.compile(
     r"greater[- ]than|angle brackets?|markup|tags?)(?![A-Za-z])",
     re.IGNORECASE,
 )
-_QUOTED_REFERENCE = re.compile(
-    r"[\"'`“”„‘’‚«»‹›「『(]\s*&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,24});\s*[\"'`“”„‘’‚«»‹›」』)]"
-)
+_QUOTED_REFERENCE = re.compile(rf"{_OPENING_QUOTE}\s*{_REFERENCE.pattern}\s*{_CLOSING_QUOTE}")
 _ASSIGNED = re.compile(r"(?:[=({\[,]|\breturn)\s*&[A-Za-z]\w*;\s*$", re.MULTILINE)
 """A reference at the end of a statement, such as `p = &copy;`, is the address of a variable."""
 
