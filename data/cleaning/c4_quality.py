@@ -128,7 +128,7 @@ def _ends_well(line: str) -> bool:
     """Return whether a line ends with one of C4's marks, or one of another script, and not with an ellipsis."""
     last = line[-1:]
     if last.isascii():
-        return last in {*".?!\"'"} and bool(line) and not line.endswith("...")
+        return last in {*".?!\"'"} and not line.endswith("...")
     return line_ends_sentence(line)
 
 

@@ -211,7 +211,7 @@ def ledger_steps(steps: Sequence[Step]) -> list[LedgerStep]:
     return [
         LedgerStep(
             name=f"steps[{position}].{name}",
-            run=partial(_run_on_texts, name, settings),
+            run=partial(STEP_FUNCTIONS[name], settings=settings),
             keep=step.keep,
             can_keep=name in FILTERS,
             kept_languages=settings.keep if isinstance(settings, Language) and not step.keep else (),
@@ -221,10 +221,6 @@ def ledger_steps(steps: Sequence[Step]) -> list[LedgerStep]:
         for name, settings in [name_and_settings(step)]
         if name not in CORPUS_WIDE_STEPS
     ]
-
-
-def _run_on_texts(name: str, settings: Any, texts: list[str]) -> Outcome:
-    return STEP_FUNCTIONS[name](texts, settings)
 
 
 def fairness_ledger(steps: Sequence[Step]) -> Ledger:
