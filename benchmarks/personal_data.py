@@ -1,7 +1,7 @@
 """Does `redact_pii` find planted data beside every script, exactly, and does it leave clean text alone?
 
-    python benchmarks/personal_data.py [--rounds 40]             data planted in sentences of twelve scripts
-    python benchmarks/personal_data.py --texts FOLDER [FOLDER…]   and what it changes in the files of these folders
+    python benchmarks/personal_data.py [--rounds 40]             data planted in sentences of fourteen languages
+    python benchmarks/personal_data.py --texts FOLDER [FOLDER…]  and what it changes in the files of these folders
 
 Data are planted between two characters of a sentence: directly beside letters, punctuation marks and line ends, but not
 beside an ASCII letter, digit or sign that would make them longer. The result must be the sentence with the placeholder

@@ -22,7 +22,7 @@ _MAX_EXCERPT = 240
 _EXCERPT_CONTEXT = 60
 """Number of characters that an excerpt shows before the first and after the last changed character."""
 _FEW_CHARACTERS = 2_000
-"""If no text is longer than this, or the longer one is ASCII, `Counter` is faster than numpy."""
+"""If no text is longer than this, or only one is and it is ASCII, counting without numpy is faster."""
 
 
 class ChangeSample(NamedTuple):

@@ -34,9 +34,9 @@ class FineWebQuality:
     maximum."""
     by_language: bool = True
     """Take the values of the document's language (`data/cleaning/language_rules.py`) for `min_punctuated_lines` and
-    `max_line_breaks_per_word`, where
-    these have their default values, which are for English. The language is the one that the step `language` found, or
-    else the most important one of the script. With false, documents in all languages are judged by the same values."""
+    `max_line_breaks_per_word`, where these have their default values, which are for English. The language is the one
+    that the step `language` found, or else the most important one of the script. With false, documents in all languages
+    are judged by the same values."""
     words: WordRule = "classes"
     """How text in scripts without spaces is cut into words: by `classes` of characters, or by the dictionaries of `icu`
     (Chinese, Japanese, Thai, Lao, Khmer, Burmese), which need `pip install raymill[languages]`."""

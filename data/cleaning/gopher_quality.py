@@ -1,7 +1,7 @@
 """The step `gopher_quality`: the quality rules of Gopher (Rae et al. 2021, section A.1.1).
 
-`data/words.py` splits the text into words and punctuation marks. Where the paper does not define exactly what
-is counted, the step counts nearly as datatrove does. The difference: for datatrove a word is everything except
+`data/words.py` splits the text into words and punctuation marks. Where the paper does not define exactly what is
+counted, the step counts nearly as datatrove does. The difference: for datatrove a word is everything except
 punctuation, and here it must have a letter or a digit. So an emoji is not counted as a word here.
 """
 

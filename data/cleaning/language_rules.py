@@ -108,6 +108,7 @@ _CUT_BY_ICU = ("zh", "yue", "ja", "th", "lo", "km", "my")
 _UNKNOWN_UNITS_PER_WORD = 2.0
 """For passages in scripts without spaces in documents of other languages."""
 _NO_RULES = LanguageRules(_UNKNOWN_UNITS_PER_WORD, (), False, True, 0, 0, 0, 0, 0, 0, 0, {}, {})
+"""For texts that are judged by the settings as they are. Its thresholds and stop words are not used."""
 _WORDS_PER_ENGLISH_WORD = {
     "ml": 0.46, "am": 0.59, "kn": 0.61, "sa": 0.62, "te": 0.64, "os": 0.66, "ko": 0.67, "ta": 0.68, "fi": 0.73,
     "he": 0.74, "ar": 0.76, "ne": 0.77, "ka": 0.78, "la": 0.78, "sah": 0.78, "tr": 0.78, "et": 0.79, "hy": 0.79,

@@ -38,9 +38,9 @@ class Repetition:
     character is counted at most once."""
     by_language: bool = True
     """Take the values of the document's language (`data/cleaning/language_rules.py`) for `duplicate_lines`,
-    `top_ngrams` and `duplicate_ngrams`, where
-    these have their default values, which are for English. The language is the one that the step `language` found, or
-    else the most important one of the script. With false, documents in all languages are judged by the same values."""
+    `top_ngrams` and `duplicate_ngrams`, where these have their default values, which are for English. The language is
+    the one that the step `language` found, or else the most important one of the script. With false, documents in all
+    languages are judged by the same values."""
     words: WordRule = "classes"
     """How text in scripts without spaces is cut into words: by `classes` of characters, or by the dictionaries of `icu`
     (Chinese, Japanese, Thai, Lao, Khmer, Burmese), which need `pip install raymill[languages]`."""
