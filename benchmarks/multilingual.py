@@ -10,27 +10,20 @@ and random words of such letters. Exit status 1 names the languages in which mor
 95 % of the rest is dropped.
 """
 
-from __future__ import annotations
-
-import sys
-
-sys.path.pop(0)  # the folder of this file, whose modules would shadow ours
-sys.path.insert(0, ".")
-
 import argparse
 import html
 import random
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
-from cluster.plain import from_plain
 from data.cleaning.recipe import Step, clean, name_and_settings
 from data.document import Document
 from data.words import split_words
+from jobs.corpus import CorpusConfig
+from jobs.frame.config_loader import build, load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
@@ -123,9 +116,9 @@ def main() -> int:
     parser.add_argument("--max-documents", type=int, default=150, help="of a language and kind")
     parser.add_argument("--show", action="store_true", help="print the dropped prose")
     arguments = parser.parse_args()
-    recipe = from_plain(list[Step], yaml.safe_load(arguments.steps.read_text())["steps"])
-    left_out = ("exact_duplicates", "near_duplicates", "extract_html", "redact_pii")
-    steps = [step for step in recipe if name_and_settings(step)[0] not in left_out]
+    # The file need not have sources.
+    recipe = build(CorpusConfig, {"sources": [], **load_yaml(arguments.steps)}).steps
+    steps = [step for step in recipe if name_and_settings(step)[0] not in ("extract_html", "redact_pii")]
     english = sum(len(split_words(one)) for one in next(texts_of(arguments.folders, "eng")))
     missed: list[str] = []
     columns = f"{'':8} {'prose':>6} {'dropped':>8} {'repetition':>11} {'gibberish':>10}"
