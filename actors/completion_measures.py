@@ -17,13 +17,13 @@ from data.chats.layouts import PromptRecord
 if TYPE_CHECKING:
     from actors.completions import Completions
 
-METRICS = ("bleu", "rouge", "exact_match", "f1")
-"""The metrics that compare a completion with the `answer` in the prompt's record. Bleu has one value for all
-completions of a task, and the other metrics have one value per completion."""
 TEXT_METRICS = ("bleu", "rouge")
 """The metrics that compare with a single text, whose words depend on its language."""
 ANSWER_METRICS = ("exact_match", "f1")
 """The metrics that compare with one or several accepted answers, in a normal form."""
+METRICS = TEXT_METRICS + ANSWER_METRICS
+"""The metrics that compare a completion with the `answer` in the prompt's record. Bleu has one value for all
+completions of a task, and the other metrics have one value per completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
