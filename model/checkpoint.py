@@ -174,7 +174,7 @@ class Checkpoints:
             try:
                 if (fault := find_fault(self.fs, f"{folder}/{name}", files[name])) is not None:
                     faults.append(f"{name} {fault}")
-            except OSError as error:
+            except Exception as error:  # those of a store's HTTP library are no OSErrors
                 errors.append(f"{name}: {type(error).__name__}: {error}")
         if errors := self._from_all_ranks(errors):
             raise CheckpointError(f"checkpoint {folder} could not be read: {'; '.join(errors)}")

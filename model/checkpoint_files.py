@@ -108,7 +108,7 @@ class _ChecksumStream(io.IOBase):
 def find_fault(fs: AbstractFileSystem, path: str, expected: FileChecksum) -> str | None:
     """Return what is wrong with a file, as the end of a sentence that begins with its name. None if nothing is wrong.
 
-    Raises OSError if the store does not answer, because the file is then not known to be damaged.
+    Raises the error of the store if it does not answer, because the file is then not known to be damaged.
     """
     try:
         if (size := fs.size(path)) != expected.num_bytes:

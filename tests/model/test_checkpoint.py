@@ -335,18 +335,24 @@ def test_a_checkpoint_of_a_later_format_is_rejected_and_not_taken_for_damaged(tm
         Checkpoints(fs, path).load(make_state())
 
 
-def test_a_store_that_does_not_answer_is_an_error_and_not_damage(tmp_path: Path) -> None:
+class PayloadError(Exception):
+    """Stands for the errors of HTTP libraries, which are no OSErrors."""
+
+
+@pytest.mark.parametrize("error_type", [ConnectionError, PayloadError])
+def test_a_store_that_does_not_answer_is_an_error_and_not_damage(error_type: type[Exception], tmp_path: Path) -> None:
     class FailingFileSystem(LocalFileSystem):
         cachable = False
 
         def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
             if "r" in mode and path.endswith(".distcp"):
-                raise ConnectionError("reset by peer")
+                raise error_type("reset by peer")
             return super().open(path, mode, **options)
 
     fs, path = new_folder("local", tmp_path)
     save_steps(fs, path, [2, 4])
-    with pytest.raises(CheckpointError, match=r"step-00000004 could not be read: .*ConnectionError: reset by peer"):
+    expected = rf"step-00000004 could not be read: .*{error_type.__name__}: reset by peer"
+    with pytest.raises(CheckpointError, match=expected):
         Checkpoints(FailingFileSystem(), path).load(make_state())
     assert complete_steps(fs, path) == [2, 4]
 
