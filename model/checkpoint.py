@@ -92,10 +92,9 @@ class Checkpoints:
         self.wait()
         tensors = _copy_to_cpu(_named_tensors(state))
         # The round trip through JSON raises an error here if `extra` is not JSON, instead of in the background.
-        contents = {"model": _describe_model(state), "extra": json.loads(json.dumps(dict(extra)))}
-        self._pending_save = self._writer.submit(
-            self._write, tensors, CheckpointRecord(step=state.step, files=None, **contents)
-        )
+        json_extra = json.loads(json.dumps(dict(extra)))
+        record = CheckpointRecord(step=state.step, model=_describe_model(state), extra=json_extra, files=None)
+        self._pending_save = self._writer.submit(self._write, tensors, record)
 
     def wait(self) -> None:
         """Wait until the last save has written a complete checkpoint. Raises the error of a save that failed.
