@@ -37,7 +37,8 @@ MAX_SLOPE = 10.0
 def kl_penalty(log_ratio: Tensor, estimator: KLLoss) -> Tensor:
     """Return the estimate k2 or k3 of each token, whose gradient has a slope of at most `MAX_SLOPE`.
 
-    Where the slope would be larger, the estimate is continued by its tangent. So both are finite for any log ratio.
+    Where the slope would be larger, and for log ratios above `MAX_SLOPE`, the estimate is continued by its tangent. So
+    both are finite for any log ratio.
     """
     bounded = log_ratio.clamp(_lowest_log_ratio(estimator), MAX_SLOPE)
     if estimator == "k2":
@@ -48,7 +49,10 @@ def kl_penalty(log_ratio: Tensor, estimator: KLLoss) -> Tensor:
 
 
 def is_bounded(log_ratio: Tensor, estimator: KLLoss) -> Tensor:
-    """Return for each token whether `kl_penalty` bounds its slope."""
+    """Return for each token whether `kl_penalty` continues its estimate by the tangent.
+
+    Under k3 this is so for log ratios above `MAX_SLOPE` too, although the slope there is only just below 1.
+    """
     return (log_ratio < _lowest_log_ratio(estimator)) | (log_ratio > MAX_SLOPE)
 
 
