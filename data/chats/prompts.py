@@ -55,10 +55,7 @@ def tokenize_prompts(urls: Sequence[str], tokenizer: ChatTokenizer) -> Tokenized
             quarantined.append(QuarantinedLine(url, int(line), str(result)))
         else:
             prompts.append(result)
-            unread = set[str]()
-            if tokenizer.has_template:
-                unread = tokenizer.behavior.unread_fields(result.prompt.messages, result.prompt.tools)
-            counter.add_used("prompt", unread)
+            counter.add_used("prompt", tokenizer.unread_fields(result.prompt.messages, result.prompt.tools))
     return TokenizedPrompts(prompts, counter.counts, quarantined)
 
 

@@ -41,8 +41,8 @@ def render_chat(tokenizer: ChatTokenizer, chat: Chat, *, max_tokens: int | None 
         return RenderedSamples([tokenizer.tokenize_raw(*chat.raw)], set(chat.unread))
     texts, is_cut = _texts(tokenizer, chat, max_tokens)
     samples = [tokenizer.tokenize(text, replies) for text, replies in texts]
-    unread = tokenizer.behavior.unread_fields(chat.messages, chat.tools)
-    return RenderedSamples(samples, unread | set(chat.unread), is_cut)
+    unread = tokenizer.unread_fields(chat.messages, chat.tools) | set(chat.unread)
+    return RenderedSamples(samples, unread, is_cut)
 
 
 def _texts(tokenizer: ChatTokenizer, chat: Chat, max_tokens: int | None) -> tuple[list[_Text], bool]:
@@ -94,7 +94,5 @@ def _completed_ids(tokenizer: ChatTokenizer, preference: Preference, completion:
 
 def unread_in_preference(tokenizer: ChatTokenizer, preference: Preference) -> set[str]:
     """Return the names of the fields of a preference that nothing reads."""
-    if not tokenizer.has_template:
-        return set(preference.unread)
     messages = [*preference.prompt, *preference.chosen, *preference.rejected]
-    return tokenizer.behavior.unread_fields(messages, preference.tools) | set(preference.unread)
+    return tokenizer.unread_fields(messages, preference.tools) | set(preference.unread)

@@ -102,6 +102,10 @@ class ChatTokenizer:
         """Whether the template may write today's date."""
         return self._behavior is not None and "strftime_now" in self._behavior.source
 
+    def unread_fields(self, messages: Messages, tools: Tools = None) -> set[str]:
+        """Return the names of the fields of a chat that the template does not show. Without a template it is empty."""
+        return set() if self._behavior is None else self._behavior.unread_fields(messages, tools)
+
     # Messages to text.
 
     def adapt(self, messages: Messages, tools: Tools = None) -> Messages:
