@@ -50,7 +50,8 @@ def open_array(folder: Storage, stored: StoredArray) -> np.ndarray:
 
     Raises ValueError if the file is missing or damaged.
     """
-    path = local_file(folder, stored.name, sha256=stored.sha256, num_bytes=stored.num_bytes)
+    remedy = f"remove {folder.url} and run the stage again"
+    path = local_file(folder, **stored._asdict(), kind="sample file", remedy=remedy)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

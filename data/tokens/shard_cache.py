@@ -1,4 +1,4 @@
-"""Verifies the files of shards by checksum. Files of a remote store are copied to a cache on the local disk first."""
+"""Verifies the files of shards, and of chats' samples, by checksum. Remote files are first copied to a local cache."""
 
 import contextlib
 import fcntl
@@ -11,30 +11,36 @@ from pathlib import Path
 from cluster.storage import Storage
 
 
-def local_file(split: Storage, name: str, *, sha256: str, num_bytes: int, verified: set[str] | None = None) -> Path:
-    """Return the local path of a file in the folder `split`, after verifying its size and checksum.
+def local_file(
+    folder: Storage,
+    name: str,
+    *,
+    sha256: str,
+    num_bytes: int,
+    verified: set[str] | None = None,
+    kind: str = "shard",
+    remedy: str = "make the shards again, or copy the file again",
+) -> Path:
+    """Return the local path of a file in a folder, after verifying its size and checksum.
 
     A remote file is downloaded once into a cache, which all processes of the node share. If the cached copy has a wrong
     size, the file is downloaded again. `verified` is the set of the names of files whose checksum need not be verified
     again. When this function has verified a checksum, it adds the name to the set. If `verified` is None, the checksum
-    is always verified.
+    is always verified. `kind` and `remedy` say in an error what the file is and what to do.
 
     Raises ValueError if the file is missing, or if its size or checksum is wrong.
     """
-    path = Path(split.path(name)) if split.is_local else _cached_copy(split, name, sha256, num_bytes)
+    path = Path(folder.path(name)) if folder.is_local else _cached_copy(folder, name, sha256, num_bytes)
     size = path.stat().st_size if path.exists() else None
     if size != num_bytes:
         problem = "is missing" if size is None else f"has {size:,} bytes instead of {num_bytes:,}"
-        raise ValueError(f"shard {split.url}/{name} {problem}; make the shards again, or copy the file again")
+        raise ValueError(f"{kind} {folder.url}/{name} {problem}; {remedy}")
     if verified is not None and name in verified:
         return path
     if _sha256(path) != sha256:
-        if not split.is_local:
+        if not folder.is_local:
             path.unlink()  # Removed so that the next attempt downloads the file again.
-        raise ValueError(
-            f"shard {split.url}/{name} is corrupt: its checksum differs from the one in the manifest; "
-            "make the shards again, or copy the file again"
-        )
+        raise ValueError(f"{kind} {folder.url}/{name} is corrupt: its checksum differs from the recorded one; {remedy}")
     if verified is not None:
         verified.add(name)
     return path
