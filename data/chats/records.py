@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from data.chats.layouts import PromptRecord, parse_prompt
 from data.document import BadRecord, Source, whole_file
-from data.sources.compression import is_damage_error, read_utf8_blocks
+from data.sources.compression import first_block, is_damage_error, read_utf8_blocks
 from data.sources.json_records import json_records, parse_object, range_lines
 
 Parsed = TypeVar("Parsed")
@@ -71,13 +71,8 @@ def _to_record(record: Any) -> dict[str, Any] | BadRecord:
 
 def is_array(url: str) -> bool:
     """Whether a file is a JSON array of records. Otherwise it is read as JSONL."""
-    try:
-        first = next(read_utf8_blocks(url), b"")
-    except Exception as error:
-        if not is_damage_error(error):
-            raise
-        return False  # the error is raised again when the lines are read
-    head = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+    # Nothing of a file that is damaged here. The error is raised when the lines are read.
+    head = first_block(read_utf8_blocks, url).removeprefix(b"\xef\xbb\xbf").lstrip()
     return head.startswith(b"[") and not _is_complete_line(head)
 
 

@@ -162,6 +162,19 @@ def read_utf8_blocks(url: str, start: int = 0, *, encoding: str = "utf-8") -> It
     return blocks if name == "utf-8" else convert_to_utf8(blocks, name)
 
 
+def first_block(read: Callable[[str], Iterator[bytes]], url: str) -> bytes:
+    """Return the first block of a file, with `read_blocks` or a function like it.
+
+    Returns nothing if the file is empty or damaged there.
+    """
+    try:
+        return next(read(url), b"")
+    except Exception as error:
+        if not is_damage_error(error):
+            raise
+        return b""
+
+
 def utf16_encoding(head: bytes) -> str | None:
     """Return the name of the UTF-16 encoding of a file that begins with the bytes `head`; None for other files.
 

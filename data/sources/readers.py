@@ -32,6 +32,7 @@ from data.document import (
 )
 from data.sources.charset import detected_encoding, is_utf8_or_cut
 from data.sources.compression import (
+    first_block,
     is_compressed,
     is_damage_error,
     open_file,
@@ -339,7 +340,7 @@ def _check_not_utf8(location: str, source: Source, url: str) -> None:
     """
     if source.encoding is None or source.format in ("parquet", "warc") or file_encoding(source) == "utf-8":
         return
-    head = _first_block(read_blocks, url)
+    head = first_block(read_blocks, url)
     num_others = sum(not character.isascii() for character in head.decode(errors="ignore"))
     if num_others >= _MIN_UTF8_CHARACTERS and is_utf8_or_cut(head) and not head.startswith(codecs.BOM_UTF8):
         raise ValueError(
@@ -355,21 +356,8 @@ def _likely_encoding(source: Source, url: str) -> str | None:
     """
     if source.encoding is not None or source.format not in ("text", "jsonl", "json", "csv"):
         return None
-    head = _first_block(read_utf8_blocks, url)
+    head = first_block(read_utf8_blocks, url)
     return None if is_utf8_or_cut(head) else detected_encoding(head)
-
-
-def _first_block(read: Callable[[str], Iterator[bytes]], url: str) -> bytes:
-    """Return the first block of a file, with `read_blocks` or a function like it.
-
-    Returns nothing if the file is empty or damaged there.
-    """
-    try:
-        return next(read(url), b"")
-    except Exception as error:
-        if not is_damage_error(error):
-            raise
-        return b""
 
 
 def _probe_records(source: Source, urls: list[str]) -> tuple[list[dict[str, Any]], str]:
