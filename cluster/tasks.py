@@ -85,6 +85,11 @@ def _run_task(function: Callable[[Any], Any], task_type: type, result_folder: St
     return json.dumps(result)
 
 
+def task_key(task: Any) -> str:
+    """Return a hash of a task's content, with which the task makes the names of its files unique."""
+    return hashlib.sha256(json.dumps(to_plain(task)).encode()).hexdigest()[:16]
+
+
 def _result_name(task_json: str) -> str:
     """Return the file name of a task's result in the result folder."""
     return f"{hashlib.sha256(task_json.encode()).hexdigest()[:24]}.json"

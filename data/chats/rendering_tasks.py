@@ -5,7 +5,6 @@ that was killed goes on with the tasks that have no result yet.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -14,9 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from cluster.plain import to_plain
 from cluster.storage import Storage
-from cluster.tasks import run_tasks
+from cluster.tasks import run_tasks, task_key
 from data.chats.counts import QuarantinedLine, RecordCounter, RecordCounts, first_examples
 from data.chats.held_out import prompt_key
 from data.chats.layouts import parse_chat, parse_preference
@@ -152,7 +150,7 @@ def _quarantined_lines(
 
 def render_range(task: RenderTask, *, work: Storage, tokenizer: Storage) -> RenderedRange:
     """Render the records of a range, and write the tokens and the lines that cannot be used."""
-    name = hashlib.sha256(json.dumps(to_plain(task)).encode()).hexdigest()[:16]
+    name = task_key(task)
     renderer = _Renderer(_load_tokenizer(tokenizer), task)
     num_lines = 0
     for item in read_numbered(task.url, task.start, task.stop):

@@ -3,8 +3,6 @@
 A chunk is an intermediate file that the tasks of the second half read (`chunks.py`, `part_tasks.py`).
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,8 +11,7 @@ from functools import partial
 from itertools import groupby
 from typing import BinaryIO, NamedTuple
 
-from cluster.plain import to_plain
-from cluster.tasks import run_tasks
+from cluster.tasks import run_tasks, task_key
 from data.cleaning.changes import ChangeSample, SamplesByStep, merge_samples
 from data.corpus.accounting import SourceCounts
 from data.corpus.chunks import ChunkWriter, PartRow, clean_rows
@@ -112,7 +109,7 @@ def run_cleaning_tasks(work: CorpusWork, tasks: Sequence[CleaningTask], *, worke
 
 def clean_ranges(task: CleaningTask, *, work: CorpusWork) -> CleanedRanges:
     """Read and clean the ranges of a task. Writes chunks of rows, and a quarantine file if a record is unreadable."""
-    key = hashlib.sha256(json.dumps(to_plain(task)).encode()).hexdigest()[:16]  # makes the file names unique
+    key = task_key(task)
     chunks = ChunkWriter(work.folder, f"chunks/{key}", work.num_parts, deduplicate=work.drops_exact_duplicates)
     name = f"quarantine/{key}.jsonl"
     quarantine: BinaryIO | None = None
