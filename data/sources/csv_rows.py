@@ -11,6 +11,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from data.document import BadRecord, ReadRange, Source, column_paths, is_too_long, too_long_error
@@ -119,7 +120,8 @@ def _read_rows(source: Source, url: str) -> Iterator[tuple[int, list[str] | BadR
     encoding = file_encoding(source)
     feed = _LineFeed(split_lines(read_utf8_blocks(url, encoding=encoding)), encoding)
     if source.quote is None:
-        reader = (_split_line(line, source.delimiter) for line in feed)
+        # A generator would end when the feed raises BadRecord, but `map` goes on with the next line.
+        reader = map(partial(_split_line, delimiter=source.delimiter), feed)
     else:
         reader = csv.reader(feed, delimiter=source.delimiter, quotechar=source.quote, strict=True)
     quoting = _Quoting(source.delimiter, source.quote) if source.quote else None
@@ -133,8 +135,6 @@ def _read_rows(source: Source, url: str) -> Iterator[tuple[int, list[str] | BadR
             row = BadRecord(f"malformed CSV: {error}")
         except BadRecord as bad:
             row = bad
-            if source.quote is None:  # an exception ends a generator
-                reader = (_split_line(line, source.delimiter) for line in feed)
         if quoting and len(feed.row_lines) > 1 and quoting.is_merged(row, feed.row_lines):
             row = _read_literally(feed.return_following_lines(), source.delimiter, feed.encoding)
         else:
