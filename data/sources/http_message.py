@@ -18,7 +18,7 @@ HTML = "text/html"
 XHTML = "application/xhtml+xml"
 PLAIN_TEXT = "text/plain"
 
-_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]{1,60}/[\w!#$&^.+-]{1,60}")
 _LIST_ITEM = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+')
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
@@ -59,7 +59,7 @@ class Response(NamedTuple):
 
 def parse_response(block: bytes) -> Response | None:
     """Return the HTTP response in a block, or None if the block is none."""
-    end = _BLANK_LINE.search(block)
+    end = BLANK_LINE.search(block)
     if not block.startswith(b"HTTP/") or end is None:
         return None
     status = re.match(rb"HTTP/\S+ +(\d{3})", block)

@@ -31,6 +31,7 @@ from data.sources.compression import (
     zstd_decompressor,
 )
 from data.sources.http_message import (
+    BLANK_LINE,
     HTML,
     PLAIN_TEXT,
     XHTML,
@@ -44,7 +45,6 @@ from data.sources.http_message import (
 from data.sources.records import Buffer, NotADocument, Records
 
 _MAX_HEADER_BYTES = 1 << 20
-_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _MAGIC = b"WARC/"
 _RECORD_START = re.compile(rb"WARC/\d\.\d\r?\n(?=[A-Za-z])")
 _RESPONSE = "response"
@@ -190,7 +190,7 @@ def _read_record(buffer: Buffer) -> _WarcRecord | BadRecord | NotADocument:
     """
     if not buffer.fill(len(_MAGIC)) or not buffer.data.startswith(_MAGIC):
         return _skip_broken_record(buffer, "no WARC record begins here")
-    blank_line = buffer.find(_BLANK_LINE, 0, _MAX_HEADER_BYTES)
+    blank_line = buffer.find(BLANK_LINE, 0, _MAX_HEADER_BYTES)
     if blank_line is None:
         return _skip_broken_record(buffer, "the record's header has no end")
     header_end, block_start = blank_line
@@ -207,9 +207,9 @@ def _read_record(buffer: Buffer) -> _WarcRecord | BadRecord | NotADocument:
         kind = warc_headers.get("warc-type", "")
         if not is_complete:
             return BadRecord(f"malformed WARC: {_TRUNCATED}")
-        is_document = parse_content_type(warc_headers.get("content-type", "")).name in _document_types(kind)
-        is_document &= kind in _KINDS_WITHOUT_HTTP
-        return too_long_error() if kind == _RESPONSE or is_document else NotADocument(kind)
+        media_type = parse_content_type(warc_headers.get("content-type", ""))
+        is_document = kind == _RESPONSE or (kind in _KINDS_WITHOUT_HTTP and media_type.name in _document_types(kind))
+        return too_long_error() if is_document else NotADocument(kind)
     if not buffer.fill(block_end):
         return _skip_broken_record(buffer, _TRUNCATED)
     buffer.fill(block_end + 4)  # The two line ends after the block. They may be missing at the end of the file.
@@ -222,7 +222,7 @@ def _read_record(buffer: Buffer) -> _WarcRecord | BadRecord | NotADocument:
 
 def _is_record_end(tail: bytes) -> bool:
     """Whether the four bytes after a record's block are two line ends. At the end of a file they may be missing."""
-    return len(tail) < 4 and not tail.strip(b"\r\n") or _BLANK_LINE.match(tail) is not None
+    return len(tail) < 4 and not tail.strip(b"\r\n") or BLANK_LINE.match(tail) is not None
 
 
 def _skip_broken_record(buffer: Buffer, reason: str) -> BadRecord:
