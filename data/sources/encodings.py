@@ -205,8 +205,7 @@ def decode(raw: bytes | bytearray, name: str, invalid: str = INVALID) -> str:
     `invalid` takes the place of every sequence of bytes that is invalid in the encoding.
     """
     if name == "utf-8" or name.startswith("utf-16"):
-        codec = "utf-16-" + name[-2:] if name != "utf-8" else name
-        return _replace_invalid(raw, codec, invalid)
+        return _replace_invalid(raw, name, invalid)
     if name == "iso-2022-jp":
         return _decode_iso_2022_jp(bytes(raw), invalid)
     codec = _multi_byte_codec(name)
@@ -233,7 +232,7 @@ def convert_to_utf8(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
     What is invalid in the encoding becomes invalid UTF-8. So only the record that contains it goes to quarantine.
     """
     if name.startswith("utf-16"):
-        decoder = codecs.getincrementaldecoder("utf-16-" + name[-2:])("surrogatepass")
+        decoder = codecs.getincrementaldecoder(name)("surrogatepass")
         for block in blocks:
             yield decoder.decode(block).encode("utf-8", "surrogatepass")
         if decoder.getstate()[0]:
