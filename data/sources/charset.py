@@ -147,8 +147,13 @@ def _decode_undeclared(raw: bytes, *, is_markup: bool) -> str:
     if is_markup and (name := _encoding_in_meta(raw[:_LATE_PRESCAN_BYTES])):
         return _decode(raw, name)
     num_errors = text.count(INVALID)
-    num_others = len(text) - len(text.encode("ascii", "ignore")) - num_errors
+    num_others = count_beyond_ascii(text) - num_errors
     return text if num_others >= _CHARACTERS_PER_ERROR * num_errors else decode(raw, detected_encoding(raw))
+
+
+def count_beyond_ascii(text: str) -> int:
+    """Return the number of characters that are not ASCII."""
+    return len(text) - len(text.encode("ascii", "ignore"))
 
 
 def is_utf8_or_cut(raw: bytes) -> bool:

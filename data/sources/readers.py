@@ -30,7 +30,7 @@ from data.document import (
     partition_columns,
     whole_file,
 )
-from data.sources.charset import detected_encoding, is_utf8_or_cut
+from data.sources.charset import count_beyond_ascii, detected_encoding, is_utf8_or_cut
 from data.sources.compression import (
     first_block,
     is_compressed,
@@ -69,7 +69,8 @@ READERS: dict[str, Callable[[Source, ReadRange], Records]] = {
 }
 """The reader of each format (`Source.format`)."""
 
-_FORMATS_WITHOUT_COLUMNS = ("text", "html")
+_FORMATS_WITHOUT_COLUMNS = {"text": "a text", "html": "an HTML"}
+"""The formats whose files have no columns, and how error messages name them."""
 
 
 def plan_ranges(sources: list[Source], range_bytes: int) -> list[ReadRange]:
@@ -211,7 +212,7 @@ def check_source(source: Source) -> None:
     if source.format in _FORMATS_WITHOUT_COLUMNS:
         for column in source.metadata:
             if lacking := next((url for url in urls if column not in partition_columns(source, url)), None):
-                kind = "an HTML" if source.format == "html" else "a text"
+                kind = _FORMATS_WITHOUT_COLUMNS[source.format]
                 raise ValueError(
                     f"{location}.metadata: {kind} file has no columns but those of folders NAME=VALUE in its path, and "
                     f"{lacking} is in no folder {column}=…; remove the field or set another format"
@@ -244,7 +245,7 @@ def _check_fields(location: str, source: Source) -> None:
     if source.format in _FORMATS_WITHOUT_COLUMNS:
         ignored = {"text": source.text != "text", "id": source.id is not None}
         for name in [name for name, is_set in ignored.items() if is_set]:
-            kind = "an HTML" if source.format == "html" else "a text"
+            kind = _FORMATS_WITHOUT_COLUMNS[source.format]
             raise ValueError(f"{location}.{name}: {kind} file has no columns; remove the field or set another format")
     if source.format == "warc" and source.text != "text":
         raise ValueError(
@@ -255,16 +256,18 @@ def _check_fields(location: str, source: Source) -> None:
         check_encoding(f"{location}.encoding", source.encoding)
         if source.format == "warc":
             raise ValueError(f"{location}.encoding: the pages of a WARC file say their encoding themselves; remove it")
-    if source.error_pages and source.format != "warc":
-        raise ValueError(f"{location}.error_pages: this field is only for format warc, not {source.format}; remove it")
+    for name, format, is_set in (
+        ("error_pages", "warc", source.error_pages),
+        ("split", "text", source.split is not None),
+        ("delimiter", "csv", source.delimiter != ","),
+        ("quote", "csv", source.quote != '"'),
+    ):
+        if is_set and source.format != format:
+            raise ValueError(
+                f"{location}.{name}: this field is only for format {format}, not {source.format}; remove it"
+            )
     if source.split is not None:
-        if source.format != "text":
-            raise ValueError(f"{location}.split: this field is only for format text, not {source.format}; remove it")
         _check_split(location, source.split)
-    if source.format != "csv" and source.delimiter != ",":
-        raise ValueError(f"{location}.delimiter: this field is only for format csv, not {source.format}; remove it")
-    if source.format != "csv" and source.quote != '"':
-        raise ValueError(f"{location}.quote: this field is only for format csv, not {source.format}; remove it")
     if source.quote is not None and (len(source.quote) != 1 or source.quote in f"{source.delimiter} \r\n"):
         raise ValueError(
             f"{location}.quote: {source.quote!r} must be one character other than the delimiter, a space and a line "
@@ -300,8 +303,8 @@ def _check_schema(location: str, source: Source, urls: list[str]) -> None:
                     f"{location}.encoding: this field is for columns of bytes, but the columns that the source names "
                     f"are strings in {url}, which are always UTF-8 in Parquet; remove it"
                 )
+            present = {*names, *partition_columns(source, url)}
             for column in column_paths(source):
-                present = {*names, *partition_columns(source, url)}
                 if column not in present and column.partition(".")[0].rstrip("[]") not in present:
                     _raise_missing_column(location, column, [dict.fromkeys(names)], f"not in the schema of {url}")
             return
@@ -341,7 +344,7 @@ def _check_not_utf8(location: str, source: Source, url: str) -> None:
     if source.encoding is None or source.format in ("parquet", "warc") or file_encoding(source) == "utf-8":
         return
     head = first_block(read_blocks, url)
-    num_others = sum(not character.isascii() for character in head.decode(errors="ignore"))
+    num_others = count_beyond_ascii(head.decode(errors="ignore"))
     if num_others >= _MIN_UTF8_CHARACTERS and is_utf8_or_cut(head) and not head.startswith(codecs.BOM_UTF8):
         raise ValueError(
             f"{location}.encoding: {source.encoding}, but {url} is UTF-8: its first {num_others:,} characters beyond "
@@ -350,9 +353,9 @@ def _check_not_utf8(location: str, source: Source, url: str) -> None:
 
 
 def _likely_encoding(source: Source, url: str) -> str | None:
-    """Return the encoding of which a file of lines or of plain text looks, if it is not UTF-8. Otherwise None.
+    """Return the encoding that a file of lines or plain text seems to have, judged by its first block.
 
-    Only the first MiB of the file is looked at. Returns None if the source names an encoding.
+    Returns None if that block is UTF-8, if the source names an encoding, and for other formats.
     """
     if source.encoding is not None or source.format not in ("text", "jsonl", "json", "csv"):
         return None
@@ -376,10 +379,11 @@ def _probe_file(source: Source, url: str, errors: list[str]) -> Iterator[dict[st
 
     Stops at damage without raising an error, because a run sends the rest of a damaged file to quarantine.
     """
+    partition = partition_columns(source, url)
     try:
         for _, record in READERS[source.format](source, whole_file(0, url)):
             if isinstance(record, dict):
-                yield partition_columns(source, url) | record
+                yield partition | record
             elif isinstance(record, BadRecord):
                 errors.append(str(record))
     except Exception as error:
