@@ -11,6 +11,7 @@ for any number of parts and workers.
 
 import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -66,8 +67,8 @@ class CertificateConfig:
     """Text or HTML files in UTF-8, one per language, such as the Universal Declaration of Human Rights. A file is named
     after its language (`hin.html`). Several files of one name are measured together."""
     limits: list[LanguageLimit] = field(default_factory=list)
-    """If the tokenizer needs more for a language, the stage fails. Its folder keeps the tokenizer and the
-    certificate."""
+    """What the tokenizer may need at most. If it needs more for a language, the stage fails. Its folder keeps the
+    tokenizer and the certificate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +130,12 @@ def check(config: VocabularyConfig) -> None:
 
 def check_sources(config: VocabularyConfig) -> None:
     """Raises ValueError if a file in `certificate.texts` does not exist or is not a text in UTF-8."""
-    _read_texts(config)
+    for _ in _read_files(config):
+        pass
 
 
-def _read_texts(config: VocabularyConfig) -> list[tuple[str, str]]:
-    """Return (language, text) of every file in `certificate.texts`. Of HTML, the text is that of the whole page."""
-    texts: list[tuple[str, str]] = []
+def _read_files(config: VocabularyConfig) -> Iterator[tuple[PurePosixPath, str]]:
+    """Yield (path, content) of every file in `certificate.texts`. Raises ValueError for content that is not UTF-8."""
     for url in list_files(config.certificate.texts):
         path = PurePosixPath(url.partition("::")[0])
         with open_file(url) as file:
@@ -145,10 +146,15 @@ def _read_texts(config: VocabularyConfig) -> list[tuple[str, str]]:
             raise ValueError(
                 f"certificate.texts: {url} is not UTF-8 (byte {error.start:,}); convert it, or leave it out"
             ) from error
+        yield path, text
+
+
+def _read_texts(config: VocabularyConfig) -> Iterator[tuple[str, str]]:
+    """Yield (language, text) of every file in `certificate.texts`. Of HTML, the text is that of the whole page."""
+    for path, text in _read_files(config):
         if path.suffix.lower() in (".html", ".htm", ".xhtml"):
             (text,) = extract_html([text], ExtractHTML(main_content=False)).texts
-        texts.append((path.stem, text))
-    return texts
+        yield path.stem, text
 
 
 def recipe_of(config: VocabularyConfig) -> TokenizerRecipe:
@@ -231,9 +237,9 @@ def _check_limits(config: VocabularyConfig, certificate: Certificate, output: St
         named = "; ".join(breaches[:_MAX_NAMED_BREACHES])
         others = f" (and {len(breaches) - _MAX_NAMED_BREACHES} more)" if len(breaches) > _MAX_NAMED_BREACHES else ""
         raise ValueError(
-            f"certificate: {named}{others}; add "
-            "text in these languages to the corpus, raise size, or change the limit. The tokenizer is kept in "
-            f"{(output / 'tokenizer').url}, and all measures in {output.url}/{CERTIFICATE}"
+            f"certificate: {named}{others}; add text in these languages to the corpus, raise size, or change the "
+            f"limit. The tokenizer is kept in {(output / 'tokenizer').url}, and all measures in "
+            f"{output.url}/{CERTIFICATE}"
         )
 
 
