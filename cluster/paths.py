@@ -42,8 +42,7 @@ def list_files(patterns: list[str]) -> list[str]:
 
     Patterns may be any fsspec URL, including chained URLs such as `zip://member::file://x.whl`. In the pattern of an
     archive's members, `*` also matches slashes. Brackets in a folder or file that exists are part of its name. Raises
-    ValueError when a pattern matches no file, names a damaged
-    archive, or contains credentials.
+    ValueError when a pattern matches no file, names a damaged archive, or contains credentials.
     """
     return [url for url, _ in list_files_with_sizes(patterns)]
 

@@ -52,8 +52,8 @@ def find_breaches(certificate: Certificate, limits: Sequence[LanguageLimit]) -> 
     """Return a sentence for every language that exceeds a limit, and for every language of a limit without measures."""
     breaches: list[str] = []
     rows = list(certificate.rows())
+    measured = {language for language, _, _ in rows}
     for number, limit in enumerate(limits):
-        measured = {language for language, _, _ in rows}
         for language in [name for name in limit.languages if name not in measured]:
             breaches.append(f"limits[{number}]: no text in {language} was measured")
         if not rows and not limit.languages:

@@ -2,9 +2,8 @@
 
 The measures are the compression (bytes per token), the fertility (tokens per word), the fraction of tokens without a
 whole character, the number of unused tokens, the number of unknown tokens, and the number of texts that fail a round
-trip. A text fails if it is different after encoding
-and decoding. Changes by the tokenizer's normalization do not count, and for WordPiece neither do changes of white
-space. A task for each part of the corpus measures the part.
+trip. A text fails if it is different after encoding and decoding. Changes by the tokenizer's normalization do not
+count, and for WordPiece neither do changes of white space. A task for each part of the corpus measures the part.
 """
 
 import json

@@ -243,7 +243,7 @@ def _by_field_name(annotation: Any, value: Any) -> Any:
     """Return a plain value of a type with the keys of YAML (`config_key`) replaced by the names of the fields."""
     annotation = _without_null(annotation)
     if isinstance(value, Mapping) and dataclasses.is_dataclass(annotation):
-        types_by_name = typing.get_type_hints(annotation)
+        types_by_name = field_types(typing.cast(type, annotation))
         names = {config_key(field): field.name for field in dataclasses.fields(annotation)}
         return {names[key]: _by_field_name(types_by_name[names[key]], item) for key, item in value.items()}
     item_type = _item_type(annotation)
