@@ -79,11 +79,16 @@ def parse_text(field: str, value: Any, *, may_be_blank: bool = False) -> str:
         raise BadRecord(f"{field} must be a string, not {type(value).__name__}")
     if not may_be_blank and not value.strip():
         raise BadRecord(f"{field} is empty; add text or remove the record")
+    check_unicode(field, value)
+    return value
+
+
+def check_unicode(field: str, text: str) -> None:
+    """Raises BadRecord if a text contains a lone surrogate."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise BadRecord(f"{field} contains a lone surrogate, which is not valid Unicode") from error
-    return value
 
 
 def parse_tools(value: Any) -> list[dict[str, Any]] | None:

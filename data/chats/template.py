@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.chats.behavior import Behavior, Tools, observe
-from data.chats.messages import Message, Messages, assistant_message, text_of, user_message
+from data.chats.messages import Message, Messages, assistant_message, check_unicode, text_of, user_message
 from data.document import BadRecord
 from data.tokens.tokenizer import (
     SpecialTokenIds,
@@ -304,10 +304,7 @@ class ChatTokenizer:
     def _check_text(self, name: str, text: str) -> None:
         if match := self._special_pattern.search(text):
             raise BadRecord(f"{name} contains the special token {match[0]!r}; remove it")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadRecord(f"{name} contains a lone surrogate, which is not valid Unicode") from error
+        check_unicode(name, text)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, in which special tokens are recognized."""
