@@ -125,11 +125,16 @@ def check_inputs(config: SftConfig, inputs: Mapping[str, Artifact]) -> None:
 
 
 def read_template(config: SftConfig) -> str | None:
-    """Return the text of the file `chat_template`, or None if it is not set."""
+    """Return the text of the file `chat_template`, or None if it is not set.
+
+    Raises ValueError if `chat_template` matches several files.
+    """
     if config.chat_template is None:
         return None
-    (url,) = list_files([config.chat_template])
-    return b"".join(read_blocks(url)).decode()
+    urls = list_files([config.chat_template])
+    if len(urls) > 1:
+        raise ValueError(f"chat_template: {config.chat_template!r} matches {len(urls)} files; name one of them")
+    return b"".join(read_blocks(urls[0])).decode()
 
 
 def estimate(config: SftConfig, planned: PlannedInputs) -> dict[str, float]:

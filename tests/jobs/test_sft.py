@@ -67,6 +67,14 @@ def test_a_base_model_takes_texts_or_a_template_for_messages(tmp_path: Path) -> 
     check_inputs(SftConfig(chats=config.chats, chat_template=str(tmp_path / "t.jinja")), {"init": base})
 
 
+def test_a_chat_template_that_matches_several_files_is_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jinja").write_text("")
+    config = SftConfig(chats=[], chat_template=f"{tmp_path}/*.jinja")
+    with pytest.raises(ValueError, match=r"chat_template: .*/\*\.jinja' matches 2 files; name one of them"):
+        check_inputs(config, {"init": init_model(tmp_path / "model")})
+
+
 def test_a_copied_tokenizer_has_the_given_template(tmp_path: Path) -> None:
     model = init_model(tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("old")
