@@ -106,7 +106,7 @@ def read_located(urls: Iterable[str], *, max_per_file: int | None = None) -> Ite
 
 
 def read_records(urls: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (`file:line`, record) for every record of the files.
+    """Yield (`LocatedRecord.location`, record) for every record of the files.
 
     Raises ValueError if a record cannot be read, with its location and the reason, and the errors of `read_located`.
     """

@@ -1,7 +1,7 @@
 """Tasks that render the records of files into files of tokens, one task for each range of a file.
 
 The ranges depend only on the files. So the samples and their order are the same for any number of workers, and a run
-that was killed goes on with the tasks that have no result yet.
+that was killed resumes with the tasks that have no result yet.
 """
 
 import hashlib

@@ -33,7 +33,7 @@ class SampleFiles(NamedTuple):
     """Each file has the tokens of its samples, one after the other, int32. A token that is not learned is stored as its
     id, and a learned one as -1 minus its id."""
     index: StoredArray
-    """The place of each sample in the files, in the order of the samples."""
+    """File, start and length of each sample (`_INDEX_TYPE`), in the order of the samples."""
 
 
 def store_array(folder: Storage, name: str, array: np.ndarray) -> StoredArray:
@@ -83,9 +83,9 @@ class SampleReader:
         self._tokens = [open_array(folder, file) for file in files.tokens]
 
     def read(self, number: int) -> RenderedChat:
-        place = self._index[number]
-        start = int(place["start"])
-        stored = self._tokens[int(place["file"])][start : start + int(place["length"])]
+        entry = self._index[number]
+        start = int(entry["start"])
+        stored = self._tokens[int(entry["file"])][start : start + int(entry["length"])]
         is_learned = stored < 0
         return RenderedChat(np.where(is_learned, -1 - stored, stored).astype(np.int32), is_learned)
 

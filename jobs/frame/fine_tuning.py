@@ -123,9 +123,9 @@ def output_sizes(config: FineTuningConfig, planned: PlannedInputs) -> Transforme
 def with_rendering(workload: Workload, patterns: Sequence[str]) -> Workload:
     """Return the workload of a training, with the time for rendering the records of the files."""
     sizes = list_files_with_sizes(list(patterns))
-    num_mb = sum(estimate_content_bytes(url, size or 0) for url, size in sizes) / 1e6
-    processes = num_parallel_tasks(None, max(1, math.ceil(num_mb * 1e6 / RANGE_BYTES)))
-    return replace(workload, python_s=num_mb * _RENDER_S_PER_MB, python_processes=processes)
+    num_bytes = sum(estimate_content_bytes(url, size or 0) for url, size in sizes)
+    processes = num_parallel_tasks(None, max(1, math.ceil(num_bytes / RANGE_BYTES)))
+    return replace(workload, python_s=num_bytes / 1e6 * _RENDER_S_PER_MB, python_processes=processes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,9 @@ def prepare_samples(
 
 
 def split_held_out(keys: np.ndarray, config: FineTuningConfig, *, field: str) -> HeldOutSplit:
-    """Split the samples into training samples and held-out samples, without a prompt that is in both.
+    """Split the samples into training samples and held-out samples.
+
+    No prompt is in both, unless all samples have the same one. Then a warning says so.
 
     `keys` has the prompt key of each sample that is not longer than sequence_length, and `field` is the name of the
     config field with the files. Raises ValueError for fewer than two samples.
